@@ -1,0 +1,1 @@
+"""Diffusion mathematics: preconditioning, losses, noise schedules, samplers and random draws."""

@@ -1,0 +1,1 @@
+"""Metrics: features, statistics, distances and the scoring protocols of the papers."""

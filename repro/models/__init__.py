@@ -1,0 +1,1 @@
+"""Networks: one file for each family, plus the layers that they share."""

@@ -1,0 +1,1 @@
+"""Training: the loop, its steps, EMA, learning-rate schedules, augmentation and checkpoints."""

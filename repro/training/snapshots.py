@@ -1,0 +1,59 @@
+"""Averaged weights at a milestone, as safetensors: what evaluations sample from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from repro.errors import CorruptData
+from repro.files import make_folder, write_atomic
+
+
+def path(folder: Path, milestone: int, profile: str) -> Path:
+    """`ema/<kimg>-<profile>.safetensors` in the folder of a trajectory; milestone in images."""
+    return folder / "ema" / f"{milestone / 1000:010.3f}-{profile}.safetensors"
+
+
+def state_with(net: nn.Module, average: Sequence[Tensor]) -> dict[str, Tensor]:
+    """The state dict of `net` with its parameters (in order) replaced by `average`; buffers are the network's own."""
+    state = {name: value.detach().cpu().contiguous() for name, value in net.state_dict().items()}
+    for (name, _), value in zip(net.named_parameters(), average, strict=True):
+        state[name] = value.detach().cpu().contiguous()
+    return state
+
+
+def save(folder: Path, milestone: int, profile: str, state: Mapping[str, Tensor], meta: Mapping[str, Any]) -> Path:
+    """Write a snapshot atomically; `meta` (trajectory hash, images seen, data manifest) goes into its header."""
+    target = path(folder, milestone, profile)
+    make_folder(target.parent)
+    write_atomic(target, safetensors.torch.save(dict(state), {key: str(value) for key, value in meta.items()}))
+    return target
+
+
+def load(file: Path, trajectory: str, net: nn.Module) -> dict[str, str]:
+    """Load a snapshot into `net` and return its metadata.
+
+    Raises:
+        CorruptData: the file is truncated, of another trajectory, or of another network (names the first key).
+    """
+    try:
+        with safetensors.safe_open(file, framework="pt") as stream:
+            meta = dict(stream.metadata() or {})
+            state = {key: stream.get_tensor(key) for key in stream.keys()}
+    except (OSError, safetensors.SafetensorError) as error:
+        raise CorruptData(f"{file}: cannot be read ({error}); delete it and run again to train it anew") from None
+    if meta.get("trajectory") != trajectory:
+        raise CorruptData(f"{file}: holds weights of another trajectory")
+    expected = net.state_dict()
+    wrong = sorted(set(state) ^ set(expected))
+    if wrong:
+        raise CorruptData(f"{file}: its weights do not fit the network: {wrong[0]}")
+    with torch.no_grad():
+        net.load_state_dict(state)
+    return meta

@@ -1,0 +1,106 @@
+"""One optimiser step over a global batch, cut into micro-batches."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from repro.diffusion.draws import Draws
+from repro.errors import ReproError
+
+Reduction = Literal["sum", "mean", "half_sum"]
+
+
+class NonFiniteLoss(ReproError):
+    """The training loss is NaN or infinite: the step is not taken."""
+
+
+class MicroBatch(NamedTuple):
+    """Part of a batch: images (N, C, H, W) float32 in [-1, 1], labels (N, label_dim) one-hot or None, and its draws."""
+
+    images: Tensor
+    labels: Tensor | None
+    draws: Draws
+
+
+class StepResult(NamedTuple):
+    """losses: mean per-pixel weighted loss of each micro-batch; grad_norm: L2 norm of the whole gradient before clipping."""
+
+    losses: list[float]
+    grad_norm: float
+
+
+def reduction_factor(reduction: Reduction, elements: int) -> float:
+    """What the sum over the `elements` of one image is multiplied by.
+
+    EDM trains on the sum. Song et al.'s published objective is the mean over pixels for VP and half the sum for VE; Adam
+    does not care, gradient clipping does.
+    """
+    return {"sum": 1.0, "mean": 1.0 / elements, "half_sum": 0.5}[reduction]
+
+
+def training_step(
+    net: nn.Module,
+    loss: Callable[..., Tensor],
+    optimizer: torch.optim.Optimizer,
+    micro_batches: Sequence[MicroBatch],
+    *,
+    lr: float,
+    batch: int,
+    augment: Callable[..., Any] | None = None,
+    loss_scale: float = 1.0,
+    reduction: Reduction = "sum",
+    clip_norm: float | None = None,
+) -> StepResult:
+    """One iteration of the published loop without its EMA (EDM specification, section 8.2).
+
+    Args:
+        net: denoiser; its parameters move in place.
+        loss: (net, images, labels, augment=, draws=) -> (N, C, H, W) weighted squared error.
+        micro_batches: they make up the `batch` images of the step together.
+        lr: learning rate of this step.
+        batch: global batch size, by which the sum over images is divided.
+        loss_scale: factor of the objective, never divided out again.
+        clip_norm: limit of the gradient's L2 norm; None for no clipping.
+
+    Raises:
+        NonFiniteLoss: a micro-batch's loss is not finite; no weight has changed.
+    """
+    parameters = [p for p in net.parameters() if p.requires_grad]
+    optimizer.zero_grad(set_to_none=True)
+    losses = []
+    for part in micro_batches:
+        error = loss(net, part.images, part.labels, augment=augment, draws=part.draws)
+        factor = reduction_factor(reduction, error[0].numel()) * loss_scale / batch
+        total = error.sum()
+        losses.append(total.item() / error.numel())
+        if not math.isfinite(losses[-1]):
+            raise NonFiniteLoss(f"the loss is {losses[-1]}")
+        torch.autograd.backward(total * factor)
+    grads = [p.grad for p in parameters if p.grad is not None]
+    norm = _clean(grads)
+    if clip_norm is not None and norm > clip_norm:
+        torch._foreach_mul_(grads, clip_norm / (norm + 1e-6))
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+    optimizer.step()
+    return StepResult(losses, norm)
+
+
+@torch.no_grad()
+def _clean(grads: list[Tensor]) -> float:
+    """NaN -> 0, +inf -> 1e5, -inf -> -1e5 in place; returns the L2 norm of what is left."""
+    norm = _norm(grads)
+    if not math.isfinite(norm):
+        for grad in grads:
+            torch.nan_to_num(grad, nan=0.0, posinf=1e5, neginf=-1e5, out=grad)
+        norm = _norm(grads)
+    return norm
+
+
+def _norm(tensors: list[Tensor]) -> float:
+    return float(torch.linalg.vector_norm(torch.stack(torch._foreach_norm(tensors))))
