@@ -1,0 +1,166 @@
+"""What a row means: the classes that a Gin file can name, and what an experiment consists of."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from repro.config import register
+from repro.data.sources import FFHQ, AFHQv2, Cifar10, Digits
+from repro.data.stream import Dataset
+from repro.diffusion.losses import EDMLoss, VELoss, VPLoss
+from repro.diffusion.precond import EDMPrecond, Precond, VEPrecond, VPPrecond
+from repro.diffusion.samplers import edm_sampler
+from repro.metrics.protocols import DigitsProtocol, InceptionProtocol
+from repro.models.song import SongUNet
+from repro.scale import Scale
+from repro.training.augment import AugmentPipe
+from repro.training.ema import HalfLifeEMA
+from repro.training.optimizers import Adam
+from repro.training.schedules import LinearRampup
+from repro.training.step import Reduction
+
+
+@dataclasses.dataclass
+class Trajectory:
+    """One training run: all that decides the weights at step t.
+
+    Args:
+        data: the data set and how it is prepared.
+        denoiser: preconditioned network.
+        loss: weighted squared error a pixel.
+        lr: learning rate as a function of images seen.
+        batch: global batch in images.
+        optimizer: update rule.
+        augment: augmentation pipe, or None.
+        loss_scale: factor of the objective, not divided out again.
+        loss_reduction: how the error of one image becomes a number: `sum` over pixels (EDM), `mean` or `half_sum` (Song et al.).
+        clip_norm: limit of the gradient's L2 norm, or None.
+        seed: training seed: initial weights, data order, noise, dropout. One seed is one replicate.
+    """
+
+    UNITS = {"batch": "batch"}
+
+    data: Dataset
+    denoiser: Precond
+    loss: Callable[..., Any]
+    lr: LinearRampup
+    batch: int
+    optimizer: Adam
+    augment: AugmentPipe | None = None
+    loss_scale: float = 1.0
+    loss_reduction: Reduction = "sum"
+    clip_norm: float | None = None
+    seed: int = 0
+
+
+@dataclasses.dataclass
+class BestSnapshot:
+    """EDM's rule: the best of the snapshots at a fixed interval, each scored as the minimum over sampling ranges (appendix F.3).
+
+    Args:
+        total_nimg: length of training in images; the last candidate.
+        interval_nimg: images between candidates.
+        ranges: sampling ranges a candidate; range k holds seeds k n to (k + 1) n - 1.
+    """
+
+    UNITS = {"total_nimg": "images", "interval_nimg": "interval", "ranges": "ranges"}
+
+    total_nimg: int = 200_000_000
+    interval_nimg: int = 2_500_000
+    ranges: int = 3
+
+    def milestones(self) -> list[int]:
+        """Candidates in images, increasing; the last is the end of training."""
+        inner = range(self.interval_nimg, self.total_nimg, self.interval_nimg)
+        return [*inner, self.total_nimg]
+
+    def choose(self, values: dict[tuple[int, int], float]) -> tuple[int, int] | None:
+        """The (milestone, range) whose value is the cell's, or None unless every candidate of every range is there."""
+        wanted = [(milestone, k) for milestone in self.milestones() for k in range(self.ranges)]
+        if any(key not in values for key in wanted):
+            return None
+        return min(wanted, key=lambda key: values[key])
+
+
+@dataclasses.dataclass
+class Evaluation:
+    """Sampling from the weights at a milestone and scoring the images.
+
+    Args:
+        ema: the average of the weights that is sampled from.
+        sampler: (denoiser, latents, labels, randn_like, callback) -> images.
+        protocol: how images become metrics, and how labels are chosen.
+        selection: which milestones and ranges are candidates, and which one is the cell's value.
+        num_samples: images a range.
+    """
+
+    UNITS = {"protocol": "protocol", "num_samples": "samples"}
+
+    ema: HalfLifeEMA
+    sampler: Callable[..., Any]
+    protocol: DigitsProtocol | InceptionProtocol
+    selection: BestSnapshot
+    num_samples: int = 50_000
+
+
+@dataclasses.dataclass
+class Experiment:
+    """A trajectory and what is measured on it."""
+
+    trajectory: Trajectory
+    evaluation: Evaluation
+
+
+@dataclasses.dataclass
+class Execution:
+    """How a run is executed. Outside both hashes: it may move float rounding, nothing else; it is in the record.
+
+    Args:
+        threads: threads a process; 0 leaves PyTorch's own choice.
+        device: `cpu`, `cuda` or `auto`.
+        micro_batch: images a forward pass in training; 0 takes the whole batch.
+        sample_batch: images a forward pass in sampling.
+        checkpoint_seconds: seconds between checkpoints.
+    """
+
+    threads: int = 0
+    device: str = "auto"
+    micro_batch: int = 0
+    sample_batch: int = 256
+    checkpoint_seconds: float = 120.0
+
+
+CONFIGURABLES: Sequence[Callable[..., Any]] = (
+    Experiment,
+    Trajectory,
+    Evaluation,
+    Execution,
+    BestSnapshot,
+    Scale,
+    # data
+    Dataset,
+    Digits,
+    Cifar10,
+    FFHQ,
+    AFHQv2,
+    # networks, preconditioning, losses, sampling
+    SongUNet,
+    VPPrecond,
+    VEPrecond,
+    EDMPrecond,
+    VPLoss,
+    VELoss,
+    EDMLoss,
+    edm_sampler,
+    # training
+    AugmentPipe,
+    HalfLifeEMA,
+    LinearRampup,
+    Adam,
+    # scoring
+    DigitsProtocol,
+    InceptionProtocol,
+)
+register(*CONFIGURABLES)

@@ -1,0 +1,139 @@
+"""One function that turns the paper's experiment into the same experiment at another size.
+
+A row and a column say *what* is done; the scale says how large. It binds no key that a row or column binds: constructor
+arguments declare their unit in a class's `UNITS`, and every argument of a unit is divided by the same number.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from repro.config import Node, flatten, transform
+from repro.errors import UsageError
+
+
+@dataclasses.dataclass(frozen=True)
+class Scale:
+    """How much smaller than the paper an experiment is. Divisors of 1 (the defaults) are the paper's own size.
+
+    Args:
+        name: `full`, `mini`, ...
+        images: divisor of durations and ramps, counted in images.
+        intervals: divisor of snapshot intervals, counted in images.
+        halflives: divisor of EMA half-lives and decay times, counted in images.
+        batch: divisor of the batch size.
+        channels: divisor of feature channels.
+        blocks: divisor of residual blocks a level.
+        resolution: divisor of image resolutions and of attention resolutions.
+        samples: divisor of the number of generated images.
+        ranges: divisor of the number of sampling ranges.
+        steps: strictly increasing map of sampler steps as (paper's, ours) pairs, linear in between.
+        image_channels: colour channels of the replaced images; None keeps the column's.
+        source: the data source that replaces every column's; None keeps it.
+        protocol: the scoring protocol that replaces every row's; None keeps it.
+    """
+
+    name: str = "full"
+    images: float = 1
+    intervals: float = 1
+    halflives: float = 1
+    batch: float = 1
+    channels: float = 1
+    blocks: float = 1
+    resolution: float = 1
+    samples: float = 1
+    ranges: float = 1
+    steps: Sequence[tuple[int, int]] | None = None
+    image_channels: int | None = None
+    source: Any = None
+    protocol: Any = None
+
+
+_DIVISORS = {
+    "images": "images",
+    "interval": "intervals",
+    "halflife": "halflives",
+    "batch": "batch",
+    "channels": "channels",
+    "blocks": "blocks",
+    "resolution": "resolution",
+    "samples": "samples",
+    "ranges": "ranges",
+}
+_REPLACED = {"image_channels", "source", "protocol"}
+UNIT_NAMES = {*_DIVISORS, *_REPLACED, "steps"}
+
+
+def apply_scale(tree: Node, scale: Node) -> Node:
+    """The resolved tree with every argument that declares a unit changed to the scale. Both trees are as resolved by Gin."""
+    check_steps(scale.args["steps"])
+
+    def change(node: Node, key: str, value: Any) -> Any:
+        unit = getattr(node.target, "UNITS", {}).get(key)
+        return value if unit is None else scaled(value, unit, scale.args)
+
+    return transform(tree, change)
+
+
+def scaled(value: Any, unit: str, scale: Mapping[str, Any]) -> Any:
+    """One value of a unit at a scale. Lists are scaled item by item; None stays None."""
+    if value is None:
+        return None
+    if unit in _REPLACED:
+        return value if scale[unit] is None else scale[unit]
+    if isinstance(value, list):
+        return [scaled(item, unit, scale) for item in value]
+    if unit == "steps":
+        return value if not scale["steps"] else scaled_steps(value, scale["steps"])
+    divisor = scale[_DIVISORS[unit]]
+    if divisor == 1:
+        return value
+    result = value / divisor
+    return max(1, round(result)) if isinstance(value, int) and value else result
+
+
+def scaled_steps(steps: int, pairs: Sequence[Sequence[int]]) -> int:
+    """Sampler steps by linear interpolation between (paper's, ours) pairs, rounded; beyond the last pair an error."""
+    points = sorted((int(a), int(b)) for a, b in pairs)
+    if not points[0][0] <= steps <= points[-1][0]:
+        raise UsageError(f"the scale maps {points[0][0]} to {points[-1][0]} sampler steps, not {steps}")
+    for (x0, y0), (x1, y1) in zip(points, points[1:], strict=False):
+        if x0 <= steps <= x1:
+            return round(y0 + (y1 - y0) * (steps - x0) / (x1 - x0))
+    return points[0][1]
+
+
+def check_steps(pairs: Sequence[Sequence[int]] | None) -> None:
+    """Raise unless the map of sampler steps increases strictly."""
+    points = sorted((int(a), int(b)) for a, b in pairs or ())
+    for (x0, y0), (x1, y1) in zip(points, points[1:], strict=False):
+        if x0 == x1 or y0 >= y1:
+            raise UsageError(f"Scale.steps must increase strictly: ({x0}, {y0}) and ({x1}, {y1}) do not")
+
+
+def collisions(full: Mapping[str, Node], small: Mapping[str, Node]) -> list[str]:
+    """Values that differ between two rows at full and are the same at the other scale.
+
+    Args:
+        full, small: row name -> resolved tree, for the same rows of one column.
+
+    Returns:
+        One line a collision: path, the two rows and their values. Replaced things (source, protocol) do not count.
+    """
+    found = []
+    flat_full = {row: flatten(tree) for row, tree in full.items()}
+    flat_small = {row: flatten(tree) for row, tree in small.items()}
+    rows = list(full)
+    for index, first in enumerate(rows):
+        for second in rows[index + 1 :]:
+            for path in flat_full[first].keys() & flat_full[second].keys():
+                before = flat_full[first][path], flat_full[second][path]
+                if before[0] == before[1] or path not in flat_small[first] or path not in flat_small[second]:
+                    continue
+                if flat_small[first][path] == flat_small[second][path]:
+                    found.append(
+                        f"{path}: {first} {before[0]} and {second} {before[1]} are both {flat_small[first][path]}"
+                    )
+    return found
