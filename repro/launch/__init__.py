@@ -1,0 +1,1 @@
+"""Launching: what must be computed, who computes it, and how."""

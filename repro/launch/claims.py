@@ -1,0 +1,139 @@
+"""Claims: one worker at a time on a trajectory or an evaluation, on any shared file system, without locks.
+
+The claims of a folder are numbered files, each created atomically by a hard link. The highest number holds. Whoever finds
+its owner dead, or released, tries to create the next number; only one can. A number is never used twice and no file is
+removed, so a slow reader of an old state cannot become a second owner.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import socket
+import time
+import uuid
+from functools import cache
+from pathlib import Path
+
+from repro.files import create_exclusive, make_folder
+
+
+@dataclasses.dataclass(frozen=True)
+class Owner:
+    """Who holds a claim: host, its boot, the process and when it started, and the SLURM job if it is one."""
+
+    host: str
+    boot: str
+    pid: int
+    started: str
+    slurm_job: str | None
+    token: str
+    since: float
+
+    def __str__(self) -> str:
+        job = f", SLURM job {self.slurm_job}" if self.slurm_job else ""
+        return f"process {self.pid} on {self.host}{job}"
+
+
+class Claim:
+    """A held claim. Use as a context manager; leaving it releases."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __enter__(self) -> Claim:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.release()
+
+    def release(self) -> None:
+        """Let others take the folder. Harmless twice."""
+        create_exclusive(self.file.with_suffix(".released"), b"")
+
+
+def acquire(folder: Path) -> Claim | Owner:
+    """Claim a folder: the `Claim`, or the living `Owner` that holds it."""
+    claims = make_folder(folder / "claims")
+    while True:
+        number, file = _highest(claims)
+        if file is not None and not file.with_suffix(".released").exists():
+            owner = _read(file)
+            if owner is not None and _alive(owner):
+                return owner
+        mine = claims / f"{number + 1:06d}.json"
+        if create_exclusive(mine, json.dumps(dataclasses.asdict(_me())).encode()):
+            return Claim(mine)
+        # Another process was faster; look again at who holds it now.
+
+
+def holder(folder: Path) -> Owner | None:
+    """The living owner of a folder, if any; changes nothing."""
+    _, file = _highest(folder / "claims")
+    if file is None or file.with_suffix(".released").exists():
+        return None
+    owner = _read(file)
+    return owner if owner is not None and _alive(owner) else None
+
+
+def _highest(claims: Path) -> tuple[int, Path | None]:
+    numbers = sorted(int(path.stem) for path in claims.glob("[0-9]*.json") if path.stem.isdigit())
+    return (numbers[-1], claims / f"{numbers[-1]:06d}.json") if numbers else (0, None)
+
+
+def _read(file: Path) -> Owner | None:
+    try:
+        return Owner(**json.loads(file.read_bytes()))
+    except (OSError, ValueError, TypeError):
+        return None  # not written by this program: nobody that could be alive
+
+
+def _me() -> Owner:
+    return Owner(
+        host=socket.gethostname(),
+        boot=_boot_id(),
+        pid=os.getpid(),
+        started=_start_time(os.getpid()) or "",
+        slurm_job=os.environ.get("SLURM_JOB_ID"),
+        token=uuid.uuid4().hex,
+        since=time.time(),
+    )
+
+
+def _alive(owner: Owner) -> bool:
+    """False only where the owner is known to be dead: on this host, another boot, or no such process of that start time."""
+    if owner.host != socket.gethostname():
+        return True
+    if owner.boot != _boot_id():
+        return False
+    return _start_time(owner.pid) == owner.started
+
+
+@cache
+def _boot_id() -> str:
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""
+
+
+def _start_time(pid: int) -> str | None:
+    """Start time of a living process in clock ticks since boot; None for none, or a zombie."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    except (OSError, IndexError):
+        return _start_time_without_proc(pid)
+    return None if fields[0] in "ZX" else fields[19]
+
+
+def _start_time_without_proc(pid: int) -> str | None:
+    if Path("/proc/self/stat").exists():
+        return None
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return None
+    except PermissionError:
+        pass
+    return ""

@@ -1,0 +1,80 @@
+"""What a plan costs, before it is started: model FLOPs from the real networks, counted on the meta device."""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import cache
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from repro.cells import Resolved
+from repro.config import build
+from repro.diffusion.samplers import count_nfe
+from repro.launch.plan import Plan
+
+ASSUMED_FLOPS = 30e12
+"""Sustained FLOP/s of one GPU: about a quarter of an A100's peak in TF32, the usual share for these networks."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """runs: training runs; gpu_hours: on one GPU of `ASSUMED_FLOPS`; disk_gb: snapshots, checkpoints and records."""
+
+    runs: int
+    gpu_hours: float
+    disk_gb: float
+
+    @property
+    def text(self) -> str:
+        return (
+            f"{self.runs} training runs, about {self.gpu_hours / 24:.1f} GPU-days at {ASSUMED_FLOPS / 1e12:.0f} TFLOP/s "
+            f"sustained, {self.disk_gb:.0f} GB of disk"
+        )
+
+
+def estimate(plan: Plan) -> Cost:
+    """Cost of all that a plan has to compute (backward = twice the forward pass)."""
+    flops, disk = 0.0, 0.0
+    for job in plan.jobs:
+        resolved = job.wanted[0].resolve()
+        forward, parameters = _network(resolved)
+        milestones = sorted({m for request in job.wanted for m in request.resolve().selection().milestones()})
+        profiles = {request.resolve().ema().name for request in job.wanted}
+        flops += 3 * forward * milestones[-1]
+        nfe = count_nfe(build(resolved.evaluation.args["sampler"]))
+        flops += forward * nfe * resolved.evaluation.args["num_samples"] * len(job.tasks)
+        disk += 4 * parameters * (len(milestones) * len(profiles) + 2 * (3 + len(profiles)))
+    return Cost(len(plan.jobs), flops / ASSUMED_FLOPS / 3600, disk / 1e9)
+
+
+def _network(resolved: Resolved) -> tuple[float, int]:
+    """(FLOPs of one image's forward pass, parameters) of a cell's network."""
+    denoiser = resolved.trajectory.args["denoiser"]
+    return _count(_Key(resolved, denoiser))
+
+
+class _Key:
+    """Hashes a network by its configuration, so that equal ones are counted once."""
+
+    def __init__(self, resolved: Resolved, denoiser: object) -> None:
+        self.resolved = resolved
+        self.denoiser = denoiser
+        self.text = str(denoiser)
+
+    def __hash__(self) -> int:
+        return hash(self.text)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Key) and self.text == other.text
+
+
+@cache
+def _count(key: _Key) -> tuple[float, int]:
+    with torch.device("meta"), torch.no_grad():
+        net = build(key.denoiser).eval()
+        images = torch.zeros(1, net.img_channels, net.img_resolution, net.img_resolution)
+        labels = torch.zeros(1, net.label_dim) if net.label_dim else None
+        with FlopCounterMode(display=False) as counter:
+            net(images, torch.ones(1), labels)
+    return float(counter.get_total_flops()), sum(p.numel() for p in net.parameters())

@@ -1,0 +1,152 @@
+"""What must be computed: the smallest set of trajectories and evaluations that some cells need, less what is done."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from repro.cells import Resolved, resolve
+from repro.errors import CorruptData, MissingPrerequisite
+from repro.results.records import read_record, record_path
+from repro.tables import Cell, find_cell
+
+
+@dataclasses.dataclass(frozen=True)
+class Folders:
+    """Where things lie: `runs` is written (and read first), `also` is read too; prepared data; users' weight files."""
+
+    runs: Path
+    also: tuple[Path, ...]
+    data: Path
+    weights: Path | None
+
+    @property
+    def readable(self) -> list[Path]:
+        return [self.runs, *self.also]
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """One replicate of a cell, in words that a worker can resolve anew."""
+
+    cell: str
+    scale: str
+    bindings: tuple[str, ...]
+    seed: int
+
+    def resolve(self) -> Resolved:
+        return resolve(find_cell(self.cell), self.scale, self.bindings, seed=self.seed)
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """One evaluation to make: of a request, at a milestone (images), over a sampling range."""
+
+    request: Request
+    evaluation_hash: str
+    milestone: int
+    range: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """One trajectory and the evaluations on it that are missing.
+
+    wanted: every request that shares the trajectory; the training run keeps what all of them need.
+    """
+
+    trajectory_hash: str
+    wanted: tuple[Request, ...]
+    tasks: tuple[Task, ...]
+
+    @property
+    def title(self) -> str:
+        """For progress lines: the first cell that needs it, and the replicate."""
+        request = self.tasks[0].request if self.tasks else self.wanted[0]
+        return f"{request.cell.split('/', 2)[2]} seed {request.seed}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """jobs: what is missing, one a trajectory; done: evaluations that have a record; problems: unusable record files."""
+
+    jobs: list[Job]
+    done: int
+    problems: list[str]
+
+    @property
+    def missing(self) -> int:
+        return sum(len(job.tasks) for job in self.jobs)
+
+
+def make_plan(
+    cells: Sequence[Cell], scale: str, bindings: Sequence[str], seeds: Iterable[int], runs: Sequence[Path]
+) -> Plan:
+    """Plan some replicates of some cells.
+
+    Args:
+        cells: the cells; those of equal trajectories share a job.
+        seeds: training seeds.
+        runs: folders to look for records in.
+    """
+    wanted: dict[str, list[Request]] = {}
+    tasks: dict[str, list[Task]] = {}
+    done = 0
+    problems: list[str] = []
+    seen: set[tuple[str, int, int]] = set()
+    for cell in cells:
+        base = resolve(cell, scale, bindings)
+        for seed in seeds:
+            resolved = base.with_seed(seed)
+            request = Request(cell.name, scale, tuple(bindings), seed)
+            wanted.setdefault(resolved.trajectory_hash, []).append(request)
+            selection = resolved.selection()
+            for milestone in selection.milestones():
+                for k in range(selection.ranges):
+                    key = (resolved.evaluation_hash, milestone, k)
+                    if key in seen:
+                        continue
+                    seen.add(key)
+                    if has_record(runs, resolved, milestone, k, problems):
+                        done += 1
+                    else:
+                        task = Task(request, resolved.evaluation_hash, milestone, k)
+                        tasks.setdefault(resolved.trajectory_hash, []).append(task)
+    jobs = [Job(name, tuple(wanted[name]), tuple(found)) for name, found in tasks.items()]
+    return Plan(jobs, done, problems)
+
+
+def has_record(runs: Sequence[Path], resolved: Resolved, milestone: int, k: int, problems: list[str]) -> bool:
+    """Whether a whole record of this evaluation lies in one of the folders; appends a line for each that is not whole."""
+    for folder in runs:
+        path = record_path(folder, resolved.trajectory_hash, resolved.evaluation_hash, milestone, k)
+        if not path.exists():
+            continue
+        try:
+            if read_record(path).evaluation_hash == resolved.evaluation_hash:
+                return True
+            problems.append(f"{path}: is a record of another evaluation")
+        except CorruptData as error:
+            problems.append(str(error))
+    return False
+
+
+def check_prerequisites(
+    cells: Sequence[Cell], scale: str, bindings: Sequence[str], folders: Folders, train: bool
+) -> None:
+    """Raise MissingPrerequisite, naming all that is missing, before hours are spent on the way to it."""
+    missing: dict[str, None] = {}
+    for cell in cells:
+        resolved = resolve(cell, scale, bindings)
+        if resolved.scale == "full" and cell.starred and not train:
+            missing[
+                f"{cell.name}: the paper evaluates published weights here, and this version cannot import any; "
+                "--train trains the network instead, and the table says so"
+            ] = None
+        for line in resolved.protocol().missing(folders.weights):
+            missing[line] = None
+        for line in resolved.dataset().missing(folders.data):
+            missing[line] = None
+    if missing:
+        raise MissingPrerequisite("; ".join(missing))

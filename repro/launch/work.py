@@ -1,0 +1,224 @@
+"""Doing a job: train its trajectory to the milestones asked for, evaluate, write records. The same code everywhere."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from repro import assets
+from repro.cells import Resolved
+from repro.config import build, canonical
+from repro.data.stream import ImageStream
+from repro.diffusion.draws import derive_seed
+from repro.diffusion.samplers import count_nfe
+from repro.errors import UsageError
+from repro.experiment import Execution, Trajectory
+from repro.files import make_folder, write_atomic, write_json
+from repro.launch.claims import Owner, acquire
+from repro.launch.plan import Folders, Job, Task, has_record
+from repro.pictures import write_grid
+from repro.results import provenance
+from repro.results.records import Metric, Record, record_path, write_record
+from repro.sampling import generate
+from repro.training import snapshots
+from repro.training.loop import Interrupted, Tracked, Trainer
+
+Report = Callable[[dict[str, Any]], None]
+TRAINING_SHARE = 0.75
+"""Part of a job's progress bar that training takes; sampling and scoring take the rest."""
+
+
+@dataclasses.dataclass
+class Worker:
+    """Runs jobs in this process.
+
+    Args:
+        folders: where runs, data and weights lie.
+        report: called with {"fraction", "phase", ...} as a job goes on.
+        stop: asked after every step; True ends the job with `Interrupted` once its state is saved.
+    """
+
+    folders: Folders
+    report: Report = lambda event: None
+    stop: Callable[[], bool] = lambda: False
+
+    def run(self, job: Job) -> Owner | None:
+        """Do a job. Returns the living owner if another process holds its trajectory (nothing is done then), else None."""
+        resolved = job.wanted[0].resolve()
+        if resolved.trajectory_hash != job.trajectory_hash:
+            raise UsageError(
+                f"{job.wanted[0].cell}: resolves to {resolved.trajectory_hash[:16]} here, was planned as "
+                f"{job.trajectory_hash[:16]}: the configuration or the package changed in between"
+            )
+        execution = settle(build(resolved.execution))
+        folder = make_folder(self.folders.runs / resolved.run)
+        claim = acquire(folder)
+        if isinstance(claim, Owner):
+            return claim
+        with claim:
+            pending = [t for t in job.tasks if not self._done(t)]
+            if pending:
+                trajectory, stream = self._open(resolved, execution)
+                manifest = self._train(job, resolved, trajectory, stream, folder, execution)
+                for index, task in enumerate(pending):
+                    self._evaluate(task, trajectory, stream, manifest, folder, execution, (index, len(pending)))
+        return None
+
+    def _done(self, task: Task) -> bool:
+        return has_record(self.folders.readable, task.request.resolve(), task.milestone, task.range, [])
+
+    def _open(self, resolved: Resolved, execution: Execution) -> tuple[Trajectory, ImageStream]:
+        if execution.threads:
+            torch.set_num_threads(execution.threads)
+        trajectory = build_trajectory(resolved)
+        return trajectory, trajectory.data.open(self.folders.data, trajectory.seed)
+
+    def _train(
+        self,
+        job: Job,
+        resolved: Resolved,
+        trajectory: Trajectory,
+        stream: ImageStream,
+        folder: Path,
+        execution: Execution,
+    ) -> dict[str, Any]:
+        """Train until every wanted snapshot exists; write the manifest first. Returns the manifest."""
+        wanted = [request.resolve() for request in job.wanted]
+        profiles = {cell.ema().name: cell.ema() for cell in wanted}
+        milestones = sorted({m for cell in wanted for m in cell.selection().milestones()})
+        manifest = {
+            "trajectory_hash": resolved.trajectory_hash,
+            "config": canonical(resolved.trajectory),
+            "tracks": {"profiles": {n: p.settings() for n, p in profiles.items()}, "milestones_nimg": milestones},
+            "data_manifest_sha256": stream.manifest_sha256,
+            "sources_sha256": assets.sources_sha256(),
+            "execution": dataclasses.asdict(execution),
+        }
+        files = [snapshots.path(folder, m, name) for m in milestones for name in profiles]
+        if all(file.exists() for file in files):
+            return manifest
+        write_json(folder / "manifest.json", manifest)
+        write_atomic(folder / "config.gin", resolved.text.encode())
+
+        def progress(event: dict[str, Any]) -> None:
+            self.report({"phase": "train", "fraction": TRAINING_SHARE * event["nimg"] / event["total"], **event})
+
+        tracked = Tracked(profiles, milestones)
+        trainer = Trainer(trajectory, resolved.trajectory_hash, stream, folder, tracked, execution, progress, self.stop)
+        for note in trainer.notes:
+            self.report({"note": f"{resolved.run}: {note}"})
+        trainer.run()
+        return manifest
+
+    def _evaluate(
+        self,
+        task: Task,
+        trajectory: Trajectory,
+        stream: ImageStream,
+        manifest: dict[str, Any],
+        folder: Path,
+        execution: Execution,
+        position: tuple[int, int],
+    ) -> None:
+        resolved = task.request.resolve()
+        evaluation = build(resolved.evaluation)
+        net = trajectory.denoiser.eval()
+        file = snapshots.path(folder, task.milestone, evaluation.ema.name)
+        meta = snapshots.load(file, resolved.trajectory_hash, net)
+        first = task.range * evaluation.num_samples
+
+        def progress(done: int, total: int) -> None:
+            part = (position[0] + done / total) / position[1]
+            fraction = TRAINING_SHARE + (1 - TRAINING_SHARE) * part
+            self.report({"phase": "sample", "fraction": fraction, "images": done, "of": total})
+
+        def stop() -> None:
+            if self.stop():
+                raise Interrupted("stopped while sampling; the same command continues after the training")
+
+        started = time.monotonic()
+        images = generate(
+            net,
+            evaluation.sampler,
+            range(first, first + evaluation.num_samples),
+            labels=evaluation.protocol.labels,
+            batch=execution.sample_batch,
+            device=execution.device,
+            progress=progress,
+            stop=stop,
+        )
+        sampled = time.monotonic()
+        reference = stream.all_images()
+        scores = evaluation.protocol.score(images, reference, self.folders.weights, execution.device)
+        seconds = {"sampling": sampled - started, "scoring": time.monotonic() - sampled}
+        path = record_path(
+            self.folders.runs, resolved.trajectory_hash, resolved.evaluation_hash, task.milestone, task.range
+        )
+        write_grid(make_folder(path.parent) / "samples.png", images[:100])
+        protocol = canonical(resolved.evaluation.args["protocol"])
+        record = Record(
+            cell=resolved.cell.name,
+            scale=resolved.scale,
+            trajectory_hash=resolved.trajectory_hash,
+            evaluation_hash=resolved.evaluation_hash,
+            config=resolved.config,
+            seed=resolved.seed,
+            milestone_nimg=task.milestone,
+            nimg=int(meta["nimg"]),
+            range=task.range,
+            first_seed=first,
+            num_samples=evaluation.num_samples,
+            nfe=count_nfe(evaluation.sampler),
+            metrics={name: Metric(float(v), evaluation.num_samples, protocol["class"]) for name, v in scores.items()},
+            protocol=protocol,
+            weights="trained",
+            data_manifest_sha256=meta["data_manifest"],
+            reference_sha256=evaluation.protocol.reference_sha256(reference, self.folders.weights),
+            sources_sha256=assets.sources_sha256(),
+            git_revision=provenance.git_state()[0],
+            git_dirty=provenance.git_state()[1],
+            versions=provenance.versions(),
+            hardware=provenance.hardware(),
+            execution=dataclasses.asdict(execution),
+            threads=torch.get_num_threads(),
+            world_size=1,
+            seconds=seconds,
+            created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        )
+        write_record(self.folders.runs, record)
+
+
+def build_trajectory(resolved: Resolved) -> Trajectory:
+    """Build a trajectory's objects; the initial weights follow from its seed."""
+    torch.manual_seed(derive_seed(resolved.seed, "init"))
+    return build(resolved.trajectory)
+
+
+def settle(execution: Execution) -> Execution:
+    """The execution settings with `auto` decided for this machine."""
+    device = execution.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    return dataclasses.replace(execution, device=device)
+
+
+def log_tail(folder: Path) -> dict[str, Any] | None:
+    """The last entry of a trajectory's log, if there is one."""
+    try:
+        lines = (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()
+        return json.loads(lines[-1]) if lines else None
+    except (OSError, ValueError):
+        return None
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,72 @@
+"""Generating images, one seed an image."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from repro.diffusion.draws import StackedGenerator
+from repro.diffusion.images import to_uint8
+from repro.diffusion.precond import Precond
+
+LabelRule = Literal["random", "balanced"]
+
+
+@torch.no_grad()
+def generate(
+    net: Precond,
+    sampler: Callable[..., Tensor],
+    seeds: Sequence[int],
+    *,
+    labels: LabelRule = "random",
+    batch: int = 256,
+    device: torch.device | str = "cpu",
+    progress: Callable[[int, int], None] = lambda done, total: None,
+    stop: Callable[[], None] = lambda: None,
+) -> Tensor:
+    """Images of the given seeds, each a function of its own seed alone (EDM specification, section 11; noise on the CPU).
+
+    Args:
+        net: denoiser in eval mode with `img_resolution`, `img_channels` and `label_dim`.
+        sampler: bound sampler, (net, latents, labels, randn_like) -> images in [-1, 1].
+        seeds: one an image.
+        labels: `random`: each image's label comes from its own generator, as published; `balanced`: label = seed mod
+            label_dim, which removes the noise of the class proportions. The generator is advanced equally in both.
+        batch: images a forward pass; moves float rounding only.
+        progress: called as (images done, total) after every sampler step, the current batch counted in proportion.
+        stop: called after every sampler step; raises to end the sampling.
+
+    Returns:
+        (N, C, H, W) uint8 on the CPU.
+    """
+    images = []
+    shape = (net.img_channels, net.img_resolution, net.img_resolution)
+    for start in range(0, len(seeds), batch):
+        part = list(seeds[start : start + batch])
+        generator = StackedGenerator(part)
+        latents = generator.randn((len(part), *shape), torch.float32).to(device)
+        hot = _labels(generator, part, net.label_dim, labels)
+
+        def after(step: int, steps: int, start: int = start, count: int = len(part)) -> None:
+            stop()
+            progress(start + count * (step + 1) // steps, len(seeds))
+
+        def noise(x: Tensor, generator: StackedGenerator = generator) -> Tensor:
+            return generator.randn(tuple(x.shape), x.dtype).to(x.device)
+
+        result = sampler(net, latents, None if hot is None else hot.to(device), noise, after)
+        images.append(to_uint8(result).cpu())
+    return torch.cat(images)
+
+
+def _labels(generator: Any, seeds: Sequence[int], label_dim: int, rule: LabelRule) -> Tensor | None:
+    """One-hot labels (N, label_dim) float32, or None for an unconditional network."""
+    if not label_dim:
+        return None
+    drawn = generator.randint(label_dim)  # drawn even where it is then replaced, as published
+    chosen = torch.tensor([seed % label_dim for seed in seeds]) if rule == "balanced" else drawn
+    return functional.one_hot(chosen, label_dim).float()

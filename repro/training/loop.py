@@ -1,0 +1,241 @@
+"""The training loop: one trajectory, from its first image or its last checkpoint to the milestones asked of it."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from repro.diffusion.draws import StepDraws, derive_seed
+from repro.diffusion.images import from_uint8
+from repro.diffusion.losses import drop_labels
+from repro.errors import CorruptData, ReproError, UsageError
+from repro.training import checkpoint, ema, snapshots
+from repro.training.step import MicroBatch, NonFiniteLoss, StepResult, training_step
+
+if TYPE_CHECKING:
+    from repro.data.stream import ImageStream
+    from repro.experiment import Execution, Trajectory
+
+Progress = Callable[[dict[str, Any]], None]
+CHECKPOINT_FORMAT = 1
+
+
+class Interrupted(ReproError):
+    """Training was asked to stop; its state is saved and the next run continues."""
+
+    exit_code = 130
+
+
+@dataclasses.dataclass
+class Tracked:
+    """What a trajectory keeps for its evaluations. No part of its identity: it moves no weight.
+
+    profiles: EMA name -> EMA; milestones: images at which every EMA is written, increasing.
+    """
+
+    profiles: Mapping[str, ema.HalfLifeEMA]
+    milestones: Sequence[int]
+
+
+class Trainer:
+    """Trains one trajectory in its folder.
+
+    Args:
+        trajectory: built objects; the network holds its initial weights.
+        identity: the trajectory's hash, kept in every checkpoint.
+        stream: the data.
+        folder: `runs/<trajectory hash>`.
+        tracked: EMA profiles and milestones.
+        execution: how to execute; moves no number but by float rounding.
+        progress: called about twice a second with {"nimg", "total", "loss", "lr", "img_per_sec"}.
+        stop: asked after every step; True ends training after a checkpoint with `Interrupted`.
+    """
+
+    def __init__(
+        self,
+        trajectory: Trajectory,
+        identity: str,
+        stream: ImageStream,
+        folder: Path,
+        tracked: Tracked,
+        execution: Execution,
+        progress: Progress = lambda event: None,
+        stop: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self.trajectory = trajectory
+        self.identity = identity
+        self.stream = stream
+        self.folder = folder
+        self.tracked = tracked
+        self.execution = execution
+        self.progress = progress
+        self.stop = stop
+        self.device = torch.device(execution.device)
+        self.net = trajectory.denoiser.to(self.device).train()
+        self.parameters = list(self.net.parameters())
+        self.optimizer = trajectory.optimizer.create(self.parameters)
+        self.profiles = dict(tracked.profiles)
+        self.averages = {name: [p.detach().clone() for p in self.parameters] for name in self.profiles}
+        self.nimg = 0
+        self.notes: list[str] = []
+        self._resume()
+
+    def _resume(self) -> None:
+        loaded = checkpoint.load(self.folder)
+        self.notes += [f"{name} is damaged and was passed over" for name in loaded.damaged]
+        if loaded.state is None:
+            return
+        state = loaded.state
+        if state["format"] != CHECKPOINT_FORMAT or state["trajectory"] != self.identity:
+            raise CorruptData(f"{self.folder}: its checkpoint belongs to another trajectory or version of repro")
+        if state["data_manifest"] != self.stream.manifest_sha256:
+            raise UsageError(f"{self.folder}: was trained on another data manifest ({state['data_manifest'][:16]})")
+        missing = sorted(set(self.averages) - set(state["averages"]))
+        if missing:
+            raise UsageError(
+                f"{self.folder}: the EMA {missing[0]} was not tracked from its start and cannot be rebuilt exactly; "
+                "train it anew under another --runs folder"
+            )
+        self.net.load_state_dict(state["net"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        # A profile that an earlier run tracked for another cell is tracked on, so that it stays exact.
+        self.profiles |= {name: ema.from_settings(settings) for name, settings in state["profiles"].items()}
+        self.averages = {name: [t.to(self.device) for t in tensors] for name, tensors in state["averages"].items()}
+        self.nimg = state["nimg"]
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "format": CHECKPOINT_FORMAT,
+            "trajectory": self.identity,
+            "data_manifest": self.stream.manifest_sha256,
+            "nimg": self.nimg,
+            "net": self.net.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "averages": self.averages,
+            "profiles": {name: profile.settings() for name, profile in self.profiles.items()},
+        }
+
+    def save(self) -> None:
+        """Write a checkpoint of the present state."""
+        checkpoint.save(self.folder, self.nimg, self._state())
+
+    def run(self) -> None:
+        """Train to the last milestone, writing checkpoints, the log and every EMA at every milestone.
+
+        Raises:
+            Interrupted: `stop` said so, or Ctrl-C; the state is saved.
+            NonFiniteLoss: names the step; the last good state is saved.
+        """
+        total = self.tracked.milestones[-1]
+        missing = self._missing_snapshots()
+        if missing and min(missing) < self.nimg:
+            raise UsageError(
+                f"{self.folder}: training is at {self.nimg} images and the weights at {min(missing)} were not kept; "
+                "train it anew under another --runs folder"
+            )
+        saved = shown = started = time.monotonic()
+        begin = self.nimg
+        with contextlib.ExitStack() as stack:
+            log = stack.enter_context(open(self.folder / "log.jsonl", "a", encoding="utf-8"))
+            for note in self.notes:
+                log.write(json.dumps({"timestamp": time.time(), "note": note}) + "\n")
+            while self.nimg < total:
+                result = self._guarded_step()
+                now = time.monotonic()
+                self._write_snapshots()
+                if now - shown > 0.5 or self.nimg >= total:
+                    event = self._event(result, total, (self.nimg - begin) / max(now - started, 1e-9))
+                    log.write(json.dumps({"timestamp": time.time(), **event}) + "\n")
+                    log.flush()
+                    self.progress(event)
+                    shown = now
+                if now - saved > self.execution.checkpoint_seconds:
+                    self.save()
+                    saved = now
+                if self.stop() and self.nimg < total:
+                    self.save()
+                    raise Interrupted(f"stopped at {self.nimg} of {total} images; the same command continues")
+        self.save()
+
+    def _event(self, result: StepResult, total: int, speed: float) -> dict[str, Any]:
+        loss = sum(result.losses) / len(result.losses)
+        lr = self.optimizer.param_groups[0]["lr"]
+        return {
+            "nimg": self.nimg,
+            "total": total,
+            "loss": loss,
+            "grad_norm": result.grad_norm,
+            "lr": lr,
+            "img_per_sec": speed,
+        }
+
+    def _guarded_step(self) -> StepResult:
+        try:
+            return self.step()
+        except NonFiniteLoss as error:
+            step = self.nimg // self.trajectory.batch
+            self.save()  # no weight has changed in the failed step: this is the last good state
+            raise NonFiniteLoss(
+                f"{error} at step {step} ({self.nimg} images) of {self.folder.name}; the state before it is saved"
+            ) from None
+        except KeyboardInterrupt:
+            raise Interrupted(f"interrupted at {self.nimg} images") from None
+
+    def step(self) -> StepResult:
+        """One step of the whole batch, then the EMAs. All randomness follows from (seed, step, purpose)."""
+        trajectory, batch = self.trajectory, self.trajectory.batch
+        step = self.nimg // batch
+        torch.manual_seed(derive_seed(trajectory.seed, "dropout", step, 0))
+        result = training_step(
+            self.net,
+            trajectory.loss,
+            self.optimizer,
+            [self._micro_batch(step, start) for start in range(0, batch, self.execution.micro_batch or batch)],
+            lr=trajectory.lr(self.nimg),
+            batch=batch,
+            augment=trajectory.augment,
+            loss_scale=trajectory.loss_scale,
+            reduction=trajectory.loss_reduction,
+            clip_norm=trajectory.clip_norm,
+        )
+        for name, profile in self.profiles.items():
+            ema.update(self.averages[name], self.parameters, profile.beta(self.nimg, batch))
+        self.nimg += batch
+        return result
+
+    def _micro_batch(self, step: int, start: int) -> MicroBatch:
+        trajectory, batch = self.trajectory, self.trajectory.batch
+        count = min(self.execution.micro_batch or batch, batch - start)
+        images, labels = self.stream.batch(step * batch + start, count)
+        draws = StepDraws(trajectory.seed, step, batch, start, count)
+        hot: Tensor | None = None
+        if labels is not None:
+            hot = functional.one_hot(labels, self.net.label_dim).float().to(self.device)
+            hot = drop_labels(hot, float(getattr(self.net.model, "label_dropout", 0.0)), draws)
+        return MicroBatch(from_uint8(images).to(self.device), hot, draws)
+
+    def _missing_snapshots(self) -> list[int]:
+        return [
+            milestone
+            for milestone in self.tracked.milestones
+            for profile in self.tracked.profiles
+            if not snapshots.path(self.folder, milestone, profile).exists()
+        ]
+
+    def _write_snapshots(self) -> None:
+        """After the step that passes a milestone: every EMA as safetensors, named by the milestone and the profile."""
+        passed = [m for m in self.tracked.milestones if self.nimg - self.trajectory.batch < m <= self.nimg]
+        for milestone in passed:
+            for profile in self.profiles:
+                weights = snapshots.state_with(self.net, self.averages[profile])
+                meta = {"trajectory": self.identity, "nimg": self.nimg, "data_manifest": self.stream.manifest_sha256}
+                snapshots.save(self.folder, milestone, profile, weights, meta)
