@@ -1,0 +1,233 @@
+"""The verbs. Heavy imports (torch, pandas) happen inside the verb that needs them: `repro list` is instant."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from repro import __version__
+from repro.errors import ReproError, UsageError
+from repro.suggest import suggest
+
+EXIT_CODES = """exit codes: 0 done, or the check holds; 1 the check fails, or a run failed; 2 usage error;
+3 a prerequisite is missing, or nothing is comparable; 130 interrupted (the same command continues)"""
+
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser whose errors are one line and name the nearest valid word."""
+
+    def error(self, message: str) -> NoReturn:
+        if "invalid choice" in message:
+            wrong = message.split("'")[1]
+            choices: list[str] = []
+            for action in self._actions:
+                choices += list(map(str, action.choices or ()))
+            message = f"unknown {'verb' if 'argument VERB' in message else 'choice'} {wrong!r}{suggest(wrong, choices)}"
+        raise UsageError(f"{message} (see `{self.prog} --help`)")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command line; returns its exit code. Prints one line for a user's mistake, a traceback only with --debug."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in words
+    try:
+        options = parser().parse_args([word for word in words if word != "--debug"])
+        verb: Callable[[argparse.Namespace], int] = options.run
+        options.debug = debug
+        return verb(options)
+    except ReproError as error:
+        if debug:
+            raise
+        print(f"repro: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("repro: interrupted; the same command continues", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def parser() -> Parser:
+    """The command line of `repro`."""
+    top = Parser(
+        prog="repro",
+        description="Reproduce the tables of diffusion-model papers from configuration.",
+        epilog="example: repro reproduce edm/table2 --scale mini\n\n" + EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    top.add_argument("--version", action="version", version=f"repro {__version__}")
+    top.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    verbs = top.add_subparsers(metavar="VERB", required=True, parser_class=Parser)
+
+    verb = _verb(verbs, "list", _list, "tables, rows, columns and cells", "repro list edm/table2 --json")
+    verb.add_argument("table", nargs="?", metavar="TABLE", help="only this table, such as edm/table2")
+    _json(verb)
+
+    verb = _verb(
+        verbs, "show", _show, "a cell's resolved configuration, identity, size and cost",
+        "repro show edm/table2/f/cifar10-cond-vp --scale mini",
+    )  # fmt: skip
+    verb.add_argument("cell", metavar="CELL")
+    _configuration(verb)
+    _json(verb)
+
+    verb = _verb(
+        verbs, "diff", _diff, "what changes between two cells",
+        "repro diff edm/table2/e/cifar10-cond-vp edm/table2/f/cifar10-cond-vp",
+    )  # fmt: skip
+    verb.add_argument("first", metavar="CELL")
+    verb.add_argument("second", metavar="CELL")
+    _configuration(verb)
+    _json(verb)
+
+    verb = _verb(
+        verbs, "run", _run, "compute one cell's missing records",
+        "repro run edm/table2/f/cifar10-cond-vp --scale mini --seeds 3",
+    )  # fmt: skip
+    verb.add_argument("cell", metavar="CELL")
+    _computing(verb)
+    _json(verb)
+
+    verb = _verb(
+        verbs, "reproduce", _reproduce, "compute what a table misses, then print and write it",
+        "repro reproduce edm/table2 --scale mini --rows e f --columns cifar10-cond-vp --seeds 3",
+    )  # fmt: skip
+    verb.add_argument("table", metavar="TABLE")
+    _selection(verb)
+    _computing(verb)
+    _format(verb)
+
+    verb = _verb(
+        verbs, "collect", _collect, "assemble a table from the records that there are",
+        "repro collect edm/table2 --scale mini --format latex",
+    )  # fmt: skip
+    verb.add_argument("table", metavar="TABLE")
+    _selection(verb)
+    _configuration(verb)
+    _folders(verb)
+    _format(verb)
+
+    verb = _verb(
+        verbs, "check", _check, "are the numbers still what they were?",
+        "repro check edm/table2 --fingerprint --junit report.xml",
+    )  # fmt: skip
+    verb.add_argument("table", metavar="TABLE")
+    verb.add_argument(
+        "--fingerprint", action="store_true", help="a few deterministic steps of every cell, seconds each"
+    )
+    verb.add_argument("--allow-stale", action="store_true", help="take records made by other sources of repro too")
+    verb.add_argument("--junit", type=Path, metavar="FILE", help="write the verdicts as JUnit XML")
+    _selection(verb)
+    _configuration(verb)
+    _folders(verb)
+    _json(verb)
+    return top
+
+
+def _verb(verbs: Any, name: str, run: Callable[[argparse.Namespace], int], help: str, example: str) -> Parser:
+    formatter = argparse.RawDescriptionHelpFormatter
+    epilog = f"example: {example}\n\n{EXIT_CODES}"
+    verb: Parser = verbs.add_parser(name, help=help, description=help, epilog=epilog, formatter_class=formatter)
+    verb.set_defaults(run=run)
+    return verb
+
+
+def _json(verb: Parser) -> None:
+    verb.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _configuration(verb: Parser) -> None:
+    verb.add_argument(
+        "--scale", default="full", metavar="NAME", help="full (the paper, default), mini, or a file of gin/scale"
+    )
+    verb.add_argument(
+        "--gin",
+        action="append",
+        default=[],
+        metavar="BINDING",
+        help="e.g. 'Trajectory.batch = 64', at full scale; repeatable",
+    )
+
+
+def _selection(verb: Parser) -> None:
+    verb.add_argument("--rows", nargs="+", metavar="ROW", help="only these rows (default: all)")
+    verb.add_argument(
+        "--columns", nargs="+", metavar="COLUMN", help="only these columns (default: all; below full, the table's own)"
+    )
+
+
+def _folders(verb: Parser) -> None:
+    verb.add_argument(
+        "--runs", action="append", type=Path, metavar="DIR",
+        help="folder of runs (default: $REPRO_RUNS or ./runs); repeatable, the first is written, all are read",
+    )  # fmt: skip
+    verb.add_argument(
+        "--data", type=Path, metavar="DIR", help="folder of prepared data (default: $REPRO_DATA or ./data)"
+    )
+    verb.add_argument("--weights", type=Path, metavar="DIR", help="folder of metric weights and reference statistics")
+
+
+def _computing(verb: Parser) -> None:
+    _configuration(verb)
+    _folders(verb)
+    verb.add_argument(
+        "--seeds", type=int, default=1, metavar="N", help="replicates: training seeds first to first + N - 1"
+    )
+    verb.add_argument("--first-seed", type=int, default=0, metavar="S", help="the first training seed (default 0)")
+    verb.add_argument("--jobs", type=int, metavar="N", help="processes (default: one a core)")
+    verb.add_argument("--train", action="store_true", help="train where the paper evaluated published weights")
+    verb.add_argument("--yes", action="store_true", help="do not ask before more than an hour of work")
+
+
+def _format(verb: Parser) -> None:
+    verb.add_argument(
+        "--format", choices=("md", "latex", "html", "csv", "json"), default="md", help="form of the table"
+    )
+    verb.add_argument("--out", type=Path, metavar="FILE", help="where to write the table")
+
+
+def _list(options: argparse.Namespace) -> int:
+    from repro.verbs import listing
+
+    return listing.run(options)
+
+
+def _show(options: argparse.Namespace) -> int:
+    from repro.verbs import showing
+
+    return showing.show(options)
+
+
+def _diff(options: argparse.Namespace) -> int:
+    from repro.verbs import showing
+
+    return showing.diff(options)
+
+
+def _run(options: argparse.Namespace) -> int:
+    from repro.verbs import computing
+
+    return computing.run(options)
+
+
+def _reproduce(options: argparse.Namespace) -> int:
+    from repro.verbs import computing
+
+    return computing.reproduce(options)
+
+
+def _collect(options: argparse.Namespace) -> int:
+    from repro.verbs import reporting
+
+    return reporting.collect_table(options)
+
+
+def _check(options: argparse.Namespace) -> int:
+    from repro.verbs import reporting
+
+    return reporting.check(options)

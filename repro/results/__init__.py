@@ -1,0 +1,1 @@
+"""Results: records on disk, collected into tables, rendered, and checked against references."""

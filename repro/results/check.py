@@ -1,0 +1,121 @@
+"""`repro check`: are the numbers still what they were? Fingerprints, and statistics against references."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from xml.etree import ElementTree
+
+from repro.cells import experiment_digest, resolve
+from repro.results.collect import Collection
+from repro.results.fingerprint import differences, fingerprint
+from repro.results.references import fingerprint_file, load_fingerprints, load_references
+from repro.results.statistics import LEVEL, POWER_SHIFT, table_holds
+from repro.tables import Cell, Table
+
+
+@dataclasses.dataclass(frozen=True)
+class Line:
+    """One cell's verdict: `holds`, `outside` or `skipped`, and one line that says why."""
+
+    cell: str
+    verdict: str
+    text: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """A check's verdicts and the exit code they ask for: 0 holds, 1 outside, 3 nothing comparable."""
+
+    title: str
+    lines: list[Line]
+    exit_code: int
+    rule: str
+
+
+def check_fingerprints(
+    table: Table, cells: Sequence[Cell], data_dir: Path, progress: Callable[[int, int, str], None]
+) -> Report:
+    """Compute every cell's fingerprint at mini and compare it with the committed one."""
+    committed = load_fingerprints(table.name)
+    lines = []
+    for index, cell in enumerate(cells):
+        progress(index, len(cells), cell.name)
+        reference = committed.get(cell.name)
+        if reference is None:
+            lines.append(Line(cell.name, "skipped", f"no fingerprint in {fingerprint_file(table.name).name}"))
+            continue
+        resolved = resolve(cell, "mini")
+        moved = differences(fingerprint(resolved, data_dir), reference["values"])
+        if reference["experiment"] != experiment_digest(resolved):
+            moved.insert(0, "the resolved configuration is another one")
+        text = "; ".join(moved) if moved else "unmoved"
+        lines.append(Line(cell.name, "outside" if moved else "holds", text))
+    progress(len(cells), len(cells), "")
+    rule = "every number within float tolerance of the committed fingerprint"
+    return Report(f"{table.name}: fingerprints", lines, _code(lines), rule)
+
+
+def check_statistics(collection: Collection, allow_stale: bool) -> Report:
+    """Judge the collected values of a table against its references."""
+    lines = []
+    outcomes = []
+    references = {} if collection.scale == "full" else load_references(collection.table.name, collection.scale)
+    for result in collection.cells:
+        name = result.cell.name
+        outcome = result.outcome
+        if result.stale and not allow_stale:
+            lines.append(Line(name, "skipped", "its records were made by other sources; --allow-stale takes them"))
+        elif outcome is None:
+            lines.append(Line(name, "skipped", _why(result.notes, name in references, bool(result.replicates))))
+        else:
+            outcomes.append(outcome)
+            text = (
+                f"{outcome.fresh:.3f} against {outcome.reference:.3f}, band {outcome.low:.3f} to {outcome.high:.3f}, "
+                f"p {outcome.p:.2g}, power {outcome.power:.0%} for {POWER_SHIFT:g} sd"
+            )
+            lines.append(Line(name, result.verdict, text))
+    code = 3 if not outcomes else (0 if table_holds(outcomes) else 1)
+    rule = (
+        f"two-sided at {LEVEL:.0%} a cell; the table fails if a cell's p is under {LEVEL:.0%} / {len(outcomes)}, "
+        "or if two cells lie outside"
+    )
+    return Report(f"{collection.table.name} at {collection.scale}: statistics", lines, code, rule)
+
+
+def junit(reports: Sequence[Report]) -> str:
+    """The reports as JUnit XML, one test case a cell."""
+    root = ElementTree.Element("testsuites")
+    for report in reports:
+        counts = {verdict: sum(line.verdict == verdict for line in report.lines) for verdict in ("outside", "skipped")}
+        suite = ElementTree.SubElement(
+            root,
+            "testsuite",
+            name=report.title,
+            tests=str(len(report.lines)),
+            failures=str(counts["outside"]),
+            skipped=str(counts["skipped"]),
+        )
+        for line in report.lines:
+            case = ElementTree.SubElement(suite, "testcase", classname=report.title, name=line.cell)
+            if line.verdict == "outside":
+                ElementTree.SubElement(case, "failure", message=line.text)
+            elif line.verdict == "skipped":
+                ElementTree.SubElement(case, "skipped", message=line.text)
+    ElementTree.indent(root)
+    return ElementTree.tostring(root, encoding="unicode", xml_declaration=True) + "\n"
+
+
+def _why(notes: Sequence[str], has_reference: bool, has_records: bool) -> str:
+    if notes:
+        return "; ".join(notes)
+    if not has_records:
+        return "no record"
+    return "its seeds are the reference's own; make fresh ones" if has_reference else "no reference to compare with"
+
+
+def _code(lines: Sequence[Line]) -> int:
+    if any(line.verdict == "outside" for line in lines):
+        return 1
+    return 0 if any(line.verdict == "holds" for line in lines) else 3

@@ -1,0 +1,225 @@
+"""Records -> the cells of a table: which numbers belong to it, what they add up to, and why the others do not."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from repro import assets
+from repro.cells import Resolved, experiment_digest, resolve
+from repro.results.records import Record, read_all
+from repro.results.references import load_references
+from repro.results.statistics import Outcome, against_paper, against_replicates
+from repro.tables import Cell, Table
+
+
+@dataclasses.dataclass(frozen=True)
+class Replicate:
+    """One training seed's value of a cell, and which candidate the selection rule chose."""
+
+    seed: int
+    value: float
+    milestone_nimg: int
+    range: int
+    candidates: int
+    nfe: float
+    stale: bool
+    manifest: str
+    metrics: dict[str, float]
+
+
+@dataclasses.dataclass
+class CellResult:
+    """A cell with all that is known of it.
+
+    replicates: complete ones, by seed; notes: why something is missing, stale, or not used; outcome: the test against
+    the reference, or None where there is nothing to compare or no verdict is due.
+    """
+
+    cell: Cell
+    metric: str
+    replicates: list[Replicate]
+    notes: list[str]
+    outcome: Outcome | None = None
+    rule: str = ""
+
+    @property
+    def values(self) -> list[float]:
+        return [replicate.value for replicate in self.replicates]
+
+    @property
+    def mean(self) -> float:
+        return sum(self.values) / len(self.values) if self.values else math.nan
+
+    @property
+    def sd(self) -> float:
+        """Sample standard deviation over replicates; nan for fewer than two."""
+        n = len(self.values)
+        return math.sqrt(sum((v - self.mean) ** 2 for v in self.values) / (n - 1)) if n > 1 else math.nan
+
+    @property
+    def stale(self) -> bool:
+        return any(replicate.stale for replicate in self.replicates)
+
+    @property
+    def verdict(self) -> str:
+        """`holds`, `outside`, or '' where there is none."""
+        return "" if self.outcome is None else ("holds" if self.outcome.holds else "outside")
+
+
+@dataclasses.dataclass
+class Collection:
+    """A table's results at one scale, and lines about record files that were not used."""
+
+    table: Table
+    scale: str
+    cells: list[CellResult]
+    notes: list[str]
+
+    def frame(self) -> pd.DataFrame:
+        """One line a cell: names, reference values, our mean, sd, n, minimum, verdict and notes."""
+        return pd.DataFrame([row_of(result) for result in self.cells])
+
+
+def row_of(result: CellResult) -> dict[str, Any]:
+    """One cell as plain values, for CSV, JSON and data frames."""
+    cell = result.cell
+    nfe = result.replicates[0].nfe if result.replicates else math.nan
+    return {
+        "cell": cell.name,
+        "row": cell.row,
+        "column": cell.column,
+        **{f"paper {name}": value for name, value in cell.reference.items()},
+        "metric": result.metric,
+        "mean": result.mean,
+        "sd": result.sd,
+        "n": len(result.values),
+        "min": min(result.values, default=math.nan),
+        "NFE": nfe,
+        "verdict": result.verdict,
+        "notes": "; ".join(result.notes),
+    }
+
+
+def collect(
+    table: Table, scale: str, runs: Sequence[Path], cells: Sequence[Cell], bindings: Sequence[str] = ()
+) -> Collection:
+    """Assemble a table from the records in some runs folders.
+
+    Args:
+        cells: the cells to show.
+        bindings: texts of `--gin`, as in the run.
+    """
+    records, problems = read_all(runs)
+    chosen = {cell.name: resolve(cell, scale, bindings) for cell in cells}
+    seeds = sorted({record.seed for record in records if record.scale == scale})
+    owners: dict[str, list[tuple[str, int]]] = defaultdict(list)
+    for name, base in chosen.items():
+        for seed in seeds:
+            owners[base.with_seed(seed).evaluation_hash].append((name, seed))
+    by_cell: dict[tuple[str, int], list[Record]] = defaultdict(list)
+    unmatched: dict[str, int] = defaultdict(int)
+    for record in _unique(records, problems):
+        for owner in owners.get(record.evaluation_hash, ()):
+            by_cell[owner].append(record)
+        if record.evaluation_hash not in owners and record.cell in chosen and record.scale == scale:
+            unmatched[record.cell] += 1
+    results = [_result(chosen[cell.name], by_cell, seeds) for cell in cells]
+    for result in results:
+        if count := unmatched.get(result.cell.name):
+            plural = "records were" if count > 1 else "record was"
+            result.notes.append(f"{count} {plural} made with another configuration: not used")
+    return Collection(table, scale, results, problems)
+
+
+def _unique(records: Sequence[Record], problems: list[str]) -> list[Record]:
+    """One record a key; others of the same key from other folders must agree, else it is said."""
+    kept: dict[tuple[str, int, int], Record] = {}
+    for record in records:
+        first = kept.setdefault(record.key, record)
+        if first.metrics != record.metrics:
+            problems.append(f"two records of {record.cell} (seed {record.seed}) disagree; the first found is used")
+    return list(kept.values())
+
+
+def _result(base: Resolved, by_cell: dict[tuple[str, int], list[Record]], seeds: Sequence[int]) -> CellResult:
+    metric = base.protocol().primary
+    result = CellResult(base.cell, metric, [], [])
+    selection = base.selection()
+    wanted = len(selection.milestones()) * selection.ranges
+    for seed in seeds:
+        found = by_cell.get((base.cell.name, seed), [])
+        if not found:
+            continue
+        manifests = {record.data_manifest_sha256 for record in found}
+        values = {(r.milestone_nimg, r.range): r.metrics[metric].value for r in found if metric in r.metrics}
+        choice = selection.choose(values)
+        if choice is None or len(manifests) > 1:
+            why = "on several data manifests" if len(manifests) > 1 else f"{len(values)} of {wanted} candidates"
+            result.notes.append(f"seed {seed}: {why}")
+            continue
+        record = next(r for r in found if (r.milestone_nimg, r.range) == choice)
+        result.replicates.append(_replicate(record, values[choice], wanted))
+    _explain(result, base)
+    return result
+
+
+def _replicate(record: Record, value: float, candidates: int) -> Replicate:
+    return Replicate(
+        seed=record.seed,
+        value=value,
+        milestone_nimg=record.milestone_nimg,
+        range=record.range,
+        candidates=candidates,
+        nfe=record.nfe,
+        stale=record.sources_sha256 != assets.sources_sha256(),
+        manifest=record.data_manifest_sha256,
+        metrics={name: metric.value for name, metric in record.metrics.items()},
+    )
+
+
+def _explain(result: CellResult, base: Resolved) -> None:
+    """Notes on what is missing or marked, and the verdict where one is due."""
+    manifests = {replicate.manifest for replicate in result.replicates}
+    if len(manifests) > 1:
+        names = ", ".join(sorted(m[:8] for m in manifests))
+        result.notes.append(f"replicates on different data manifests ({names}) are not averaged")
+        result.replicates = []
+        return
+    if not result.replicates:
+        result.notes.insert(0, "no record")
+        return
+    if result.stale:
+        result.notes.append("stale: made by other sources of repro")
+    if result.cell.starred and base.scale == "full":
+        result.notes.append("trained here; the paper evaluated published weights")
+    judge(result, base)
+
+
+def judge(result: CellResult, base: Resolved) -> None:
+    """Set a result's outcome: against the paper at full scale, against the committed reference elsewhere."""
+    values = result.values
+    if base.scale == "full":
+        if result.cell.inferred:
+            result.notes.append("no verdict: an inferred setting")
+            return
+        if result.metric in result.cell.reference:
+            result.outcome = against_paper(values, result.cell.reference[result.metric])
+            result.rule = "the paper's value, 2 % relative sd"
+        return
+    reference = load_references(result.cell.table, base.scale).get(result.cell.name)
+    if reference is None:
+        return
+    if reference.experiment != experiment_digest(base):
+        result.notes.append("no verdict: the committed reference was measured with another configuration")
+        return
+    fresh = [r.value for r in result.replicates if r.seed not in reference.seeds]
+    if fresh:
+        result.outcome = against_replicates(fresh, reference.values)
+        result.rule = f"{len(reference.values)} committed replicates"

@@ -1,0 +1,133 @@
+"""A collection as a table to read: markdown, LaTeX, HTML, CSV or JSON, all from one model."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from typing import Any
+
+from tabulate import tabulate
+
+from repro.results.collect import CellResult, Collection, row_of
+
+FORMATS = ("md", "latex", "html", "csv", "json")
+DAGGER = "†"
+STAR = "*"
+
+
+def render(collection: Collection, form: str, caption: list[str]) -> str:
+    """The table in one of `FORMATS`.
+
+    Args:
+        caption: lines about metric, NFE and floor; the notes follow them. CSV has no caption.
+    """
+    lines = [*caption, *notes(collection)]
+    writers: dict[str, Callable[[], str]] = {
+        "md": lambda: f"{grid(collection, 'github')}\n\n" + "\n".join(f"- {line}" for line in lines),
+        "latex": lambda: _latex(collection, lines),
+        "html": lambda: _html(collection, lines),
+        "csv": lambda: collection.frame().to_csv(index=False).rstrip("\n"),
+        "json": lambda: json.dumps(as_json(collection, lines), indent=1, sort_keys=True),
+    }
+    return writers[form]()
+
+
+def grid(collection: Collection, form: str) -> str:
+    """Rows x columns: ours beside the paper's value in every column."""
+    found = {(result.cell.row, result.cell.column): result for result in collection.cells}
+    columns = [name for name in collection.table.columns if any(key[1] == name for key in found)]
+    metric = collection.cells[0].metric if collection.cells else ""
+    headers = [""]
+    for name in columns:
+        label = collection.table.columns[name]
+        headers += [f"{label}: {metric}, ours", f"{collection.table.metric}, paper"]
+    body = []
+    for row, label in collection.table.rows.items():
+        results = [found.get((row, name)) for name in columns]
+        if any(results):
+            body.append([label, *(text for result in results for text in pair(collection, result))])
+    return tabulate(body, headers=headers, tablefmt=form, disable_numparse=True)
+
+
+def pair(collection: Collection, result: CellResult | None) -> tuple[str, str]:
+    """(ours, the paper's) of one cell as text."""
+    if result is None:
+        return "", ""
+    value = result.cell.reference.get(collection.table.metric)
+    paper = "none" if value is None else f"{value:.2f}" + (STAR if result.cell.starred else "")
+    return ours(result, collection.scale), paper
+
+
+def ours(result: CellResult, scale: str = "full") -> str:
+    """`1.23 ± 0.04 (3)`, with a dagger for an inferred setting at full scale, and the verdict where there is one."""
+    if not result.replicates:
+        return "missing"
+    n = len(result.values)
+    spread = "" if math.isnan(result.sd) else f" ± {result.sd:.2f} ({n})"
+    mark = DAGGER if result.cell.inferred else ""
+    stale = " stale" if result.stale else ""
+    verdict = f" {result.verdict}" if result.verdict else ""
+    return f"{result.mean:.2f}{mark}{spread}{stale}{verdict}"
+
+
+def notes(collection: Collection) -> list[str]:
+    """What a reader must know: how values were chosen, marks, missing cells and unused files; equal reasons together."""
+    table = collection.table
+    lines = [f"The paper's value: {table.chosen}."]
+    inferred: dict[str, list[str]] = {}
+    for result in collection.cells:
+        if result.cell.inferred:
+            inferred.setdefault(result.cell.inferred, []).append(result.cell.row)
+    for reason, rows in inferred.items():
+        names = ", ".join(sorted({row.upper() for row in rows}))
+        lines.append(f"{DAGGER} {names}: inferred setting, no verdict against the paper: {reason}.")
+    if any(result.cell.starred for result in collection.cells):
+        lines.append(f"{STAR} {table.starred}")
+    rules = sorted({result.rule for result in collection.cells if result.rule})
+    lines += [f"Verdict against {rule}." for rule in rules]
+    reasons: dict[str, list[str]] = {}
+    for result in collection.cells:
+        for note in result.notes:
+            if note != "no verdict: an inferred setting":
+                reasons.setdefault(note, []).append(f"{result.cell.row}/{result.cell.column}")
+    lines += [f"{note}: {', '.join(cells)}." for note, cells in reasons.items()]
+    return lines + [f"Not used: {line}." for line in collection.notes]
+
+
+def as_json(collection: Collection, lines: list[str]) -> dict[str, Any]:
+    """Everything, cell by cell, with every replicate and the candidate that was chosen. NaN becomes null."""
+    cells = []
+    for result in collection.cells:
+        row = {key: None if isinstance(v, float) and math.isnan(v) else v for key, v in row_of(result).items()}
+        row["inferred"] = result.cell.inferred or None
+        row["starred"] = result.cell.starred
+        row["stale"] = result.stale
+        row["replicates"] = [
+            {
+                "seed": r.seed,
+                "value": r.value,
+                "milestone_nimg": r.milestone_nimg,
+                "range": r.range,
+                "candidates": r.candidates,
+                "NFE": r.nfe,
+                "stale": r.stale,
+                "metrics": r.metrics,
+            }
+            for r in result.replicates
+        ]
+        cells.append(row)
+    return {"table": collection.table.name, "scale": collection.scale, "cells": cells, "notes": lines}
+
+
+def _latex(collection: Collection, lines: list[str]) -> str:
+    body = grid(collection, "latex_booktabs").replace("±", r"$\pm$").replace(DAGGER, r"$^\dagger$")
+    caption = " ".join(lines).replace("%", r"\%").replace("_", r"\_").replace(DAGGER, r"$^\dagger$")
+    return f"\\begin{{table}}\n{body}\n\\caption{{{collection.table.title}. {caption}}}\n\\end{{table}}"
+
+
+def _html(collection: Collection, lines: list[str]) -> str:
+    from html import escape
+
+    items = "\n".join(f"<li>{escape(line)}</li>" for line in lines)
+    return f"<h1>{escape(collection.table.title)}</h1>\n{grid(collection, 'html')}\n<ul>\n{items}\n</ul>"

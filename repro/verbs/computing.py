@@ -1,0 +1,117 @@
+"""`repro run` and `repro reproduce`: compute what is missing, then show it."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from repro.errors import CheckFailed, UsageError
+from repro.files import make_folder
+from repro.launch.display import display
+from repro.launch.estimate import estimate
+from repro.launch.local import LocalExecutor
+from repro.launch.plan import Folders, Plan, check_prerequisites, make_plan
+from repro.launch.work import cores
+from repro.results.collect import collect
+from repro.tables import Cell, find_cell, load_table
+from repro.verbs import reporting
+
+ASK_ABOVE_HOURS = 1.0
+
+
+def folders(options: argparse.Namespace, *, write: bool) -> Folders:
+    """The folders of a command line: options, then environment variables, then ./runs, ./data and PyTorch's own cache."""
+    runs = options.runs or [Path(os.environ.get("REPRO_RUNS", "runs"))]
+    data = options.data or Path(os.environ.get("REPRO_DATA", "data"))
+    weights = options.weights or (Path(os.environ["REPRO_WEIGHTS"]) if "REPRO_WEIGHTS" in os.environ else None)
+    if write:
+        make_folder(runs[0])
+    return Folders(runs[0], tuple(runs[1:]), data, weights)
+
+
+def chosen_cells(options: argparse.Namespace) -> list[Cell]:
+    """The cells that --rows and --columns name; without --columns, below full, the table's default columns."""
+    table = load_table(options.table)
+    columns = options.columns or (None if options.scale == "full" else list(table.mini_columns))
+    return table.select(options.rows, columns)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Compute the missing records of one cell and say what they are."""
+    cell = find_cell(options.cell)
+    where = compute([cell], options)
+    table = load_table(cell.table)
+    collection = collect(table, options.scale, where.readable, [cell], options.gin)
+    reporting.print_cells(collection, options.json)
+    return 0
+
+
+def reproduce(options: argparse.Namespace) -> int:
+    """Compute what a table misses, print the table and write it beside the runs."""
+    cells = chosen_cells(options)
+    where = compute(cells, options)
+    table = load_table(options.table)
+    collection = collect(table, options.scale, where.readable, cells, options.gin)
+    text = reporting.text(collection, options, where)
+    print(text)
+    name = f"{options.table.replace('/', '_', 1)}.{options.scale}.{options.format}"
+    reporting.write(options.out or where.runs / name, text)
+    return 0
+
+
+def compute(cells: Sequence[Cell], options: argparse.Namespace) -> Folders:
+    """Make every missing record of some cells.
+
+    Raises:
+        CheckFailed: a job failed.
+        KeyboardInterrupt: it was stopped.
+    """
+    if options.seeds < 1 or options.first_seed < 0:
+        raise UsageError("--seeds must be 1 or more, --first-seed 0 or more")
+    if options.jobs is not None and options.jobs < 1:
+        raise UsageError("--jobs must be 1 or more")
+    where = folders(options, write=True)
+    seeds = range(options.first_seed, options.first_seed + options.seeds)
+    plan = make_plan(cells, options.scale, options.gin, seeds, where.readable)
+    for problem in plan.problems:
+        print(f"not used: {problem}", file=sys.stderr)
+    if not plan.jobs:
+        print(f"nothing to compute: all {plan.done} records are there", file=sys.stderr)
+        return where
+    check_prerequisites(cells, options.scale, options.gin, where, options.train)
+    confirm(plan, options)
+    workers = min(options.jobs or cores(), len(plan.jobs))
+    print(
+        f"{plan.missing} of {plan.missing + plan.done} records to compute: {len(plan.jobs)} training runs, "
+        f"{workers} at a time, in {where.runs}",
+        file=sys.stderr,
+    )
+    with display(len(plan.jobs)) as shown:
+        executor = LocalExecutor(where, workers, shown)
+        failures = executor.run(plan.jobs)
+    if executor.interrupted:
+        raise KeyboardInterrupt
+    if failures:
+        if options.debug:
+            print(failures[0].trace, file=sys.stderr)
+        error = CheckFailed("; ".join(f"{failure.job.title}: {failure.message}" for failure in failures))
+        error.exit_code = max(failure.exit_code for failure in failures)
+        raise error
+    return where
+
+
+def confirm(plan: Plan, options: argparse.Namespace) -> None:
+    """At more than an hour of estimated work say what it costs and ask; --yes answers."""
+    if options.scale != "full":
+        return
+    cost = estimate(plan)
+    print(cost.text, file=sys.stderr)
+    if cost.gpu_hours <= ASK_ABOVE_HOURS or options.yes:
+        return
+    if not sys.stdin.isatty():
+        raise UsageError("this is more than an hour of work: repeat the command with --yes")
+    if input("go on? [y/N] ").strip().lower() not in ("y", "yes"):
+        raise UsageError("not started")

@@ -1,0 +1,121 @@
+"""`repro collect` and `repro check`: what the records say."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from repro.cells import resolve
+from repro.config import build
+from repro.files import make_folder, write_atomic
+from repro.launch.plan import Folders
+from repro.results.collect import Collection, collect
+from repro.results.render import as_json, ours, render
+
+
+def collect_table(options: argparse.Namespace) -> int:
+    """Assemble a table from records; computes nothing."""
+    from repro.tables import load_table
+    from repro.verbs.computing import chosen_cells, folders
+
+    where = folders(options, write=False)
+    collection = collect(load_table(options.table), options.scale, where.readable, chosen_cells(options), options.gin)
+    content = text(collection, options, where)
+    print(content)
+    if options.out:
+        write(options.out, content)
+    return 0
+
+
+def text(collection: Collection, options: argparse.Namespace, where: Folders) -> str:
+    """The rendered table with its caption."""
+    return render(collection, options.format, caption(collection, where, options.gin))
+
+
+def write(path: Path, content: str) -> None:
+    """Write a rendered table and say where."""
+    make_folder(path.parent)
+    write_atomic(path, (content + "\n").encode())
+    print(f"written to {path}", file=sys.stderr)
+
+
+def caption(collection: Collection, where: Folders, bindings: list[str]) -> list[str]:
+    """Title, metric, number of images, NFE used and, for the digits, the floor of the metric."""
+    found = {replicate.nfe for result in collection.cells for replicate in result.replicates}
+    lines = [f"{collection.table.title}, at scale {collection.scale}."]
+    if not collection.cells:
+        return lines
+    resolved = resolve(collection.cells[0].cell, collection.scale, bindings)
+    count = resolved.evaluation.args["num_samples"]
+    nfe = f" NFE {', '.join(f'{n:g}' for n in sorted(found))}" if found else ""
+    paper_nfe = sorted({result.cell.reference["NFE"] for result in collection.cells if "NFE" in result.cell.reference})
+    paper = f" (the paper's: {', '.join(f'{n:g}' for n in paper_nfe)})" if paper_nfe else ""
+    lines.append(f"{collection.cells[0].metric} of {count} generated images;{nfe}{paper}.")
+    if found and (floor := _floor(collection, where, bindings)):
+        lines.append(floor)
+    return lines
+
+
+def _floor(collection: Collection, where: Folders, bindings: list[str]) -> str:
+    """The distance that a perfect generator would score, for protocols that can say it cheaply."""
+    from repro.metrics.protocols import DigitsProtocol, floor
+
+    resolved = resolve(collection.cells[0].cell, collection.scale, bindings)
+    if not isinstance(resolved.protocol(), DigitsProtocol):
+        return ""
+    stream = build(resolved.trajectory.args["data"]).open(where.data, 0)
+    labels = stream.all_labels()
+    count = resolved.evaluation.args["num_samples"]
+    value = floor(stream.all_images(), labels, count, 0)
+    return f"Floor of the metric (a class-balanced resample of {count} real images): {value:.2f}."
+
+
+def print_cells(collection: Collection, as_text: bool) -> None:
+    """One line a cell, or JSON."""
+    if as_text:
+        print(json.dumps(as_json(collection, []), indent=1))
+        return
+    for result in collection.cells:
+        paper = result.cell.reference.get(collection.table.metric)
+        beside = "" if paper is None else f" (the paper's {collection.table.metric}: {paper:g})"
+        why = f"  {'; '.join(result.notes)}" if result.notes else ""
+        print(f"{result.cell.name}  {result.metric} {ours(result, collection.scale)}{beside}{why}")
+
+
+def check(options: argparse.Namespace) -> int:
+    """Fingerprints, or statistics against references; prints the verdicts and writes JUnit XML if asked."""
+    from repro.results.check import Report, check_fingerprints, check_statistics, junit
+    from repro.tables import load_table
+    from repro.verbs.computing import chosen_cells, folders
+
+    table = load_table(options.table)
+    where = folders(options, write=False)
+    report: Report
+    if options.fingerprint:
+        cells = table.select(options.rows, options.columns)
+        report = check_fingerprints(table, cells, where.data, _progress)
+    else:
+        collection = collect(table, options.scale, where.readable, chosen_cells(options), options.gin)
+        report = check_statistics(collection, options.allow_stale)
+    if options.junit:
+        write_atomic(options.junit, junit([report]).encode())
+    if options.json:
+        lines = [{"cell": line.cell, "verdict": line.verdict, "text": line.text} for line in report.lines]
+        content = {"title": report.title, "rule": report.rule, "exit_code": report.exit_code, "cells": lines}
+        print(json.dumps(content, indent=1))
+        return report.exit_code
+    print(f"{report.title} ({report.rule})")
+    for line in report.lines:
+        print(f"  {line.verdict:8} {line.cell}  {line.text}")
+    words = {0: "holds", 1: "OUTSIDE", 3: "nothing comparable"}
+    print(words[report.exit_code])
+    return report.exit_code
+
+
+def _progress(done: int, total: int, name: str) -> None:
+    if sys.stderr.isatty():
+        print(f"\r\033[K{done}/{total} {name}", end="" if done < total else "\r\033[K", file=sys.stderr, flush=True)
+    elif done and done % 12 == 0:
+        print(f"{done}/{total} fingerprints", file=sys.stderr, flush=True)

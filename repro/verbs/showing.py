@@ -1,0 +1,88 @@
+"""`repro show` and `repro diff`: what a cell is made of, and what makes two cells differ."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import Any
+
+import torch
+
+from repro.cells import Resolved, resolve
+from repro.config import build, flatten, flatten_origins
+from repro.diffusion.samplers import count_nfe
+from repro.tables import find_cell
+
+
+def show(options: argparse.Namespace) -> int:
+    """Print a cell's configuration, identity, size and cost."""
+    resolved = resolve(find_cell(options.cell), options.scale, options.gin)
+    facts = describe(resolved)
+    if options.json:
+        print(json.dumps(facts, indent=1))
+        return 0
+    print(f"{facts['cell']} at {facts['scale']}")
+    for key in ("trajectory_hash", "evaluation_hash", "parameters", "nfe", "milestone_kimg", "candidates", "ranges"):
+        print(f"  {key:16} {facts[key]}")
+    print(f"  {'snapshots_gb':16} {facts['snapshots_gb']:.2f} (disk for the EMA at every candidate)")
+    print(f"  {'gin':16} {', '.join(facts['gin'])}")
+    values = flatten(resolved.experiment)
+    width = max(len(path) for path in values)
+    for path, value in values.items():
+        print(f"  {path:{width}}  {value!s:32}  {facts['set'].get(path, '')}")
+    return 0
+
+
+def describe(resolved: Resolved) -> dict[str, Any]:
+    """All that `show --json` prints."""
+    with torch.device("meta"):
+        net = build(resolved.trajectory.args["denoiser"])
+    parameters = sum(p.numel() for p in net.parameters() if p.requires_grad)
+    selection = resolved.selection()
+    milestones = selection.milestones()
+    return {
+        "cell": resolved.cell.name,
+        "scale": resolved.scale,
+        "config": resolved.config,
+        "trajectory_hash": resolved.trajectory_hash,
+        "evaluation_hash": resolved.evaluation_hash,
+        "parameters": parameters,
+        "nfe": count_nfe(build(resolved.evaluation.args["sampler"])),
+        "milestone_kimg": milestones[-1] / 1000,
+        "milestones_kimg": [milestone / 1000 for milestone in milestones],
+        "candidates": len(milestones),
+        "ranges": selection.ranges,
+        "snapshots_gb": len(milestones) * parameters * 4 / 1e9,
+        "gin": [*resolved.cell.gin, f"scale/{resolved.scale}.gin"],
+        "reference": resolved.cell.reference,
+        "starred": resolved.cell.starred,
+        "inferred": resolved.cell.inferred or None,
+        "set": flatten_origins(resolved.experiment),
+    }
+
+
+def diff(options: argparse.Namespace) -> int:
+    """Print the values in which two cells differ, and where the second's were set."""
+    first, second = (resolve(find_cell(name), options.scale, options.gin) for name in (options.first, options.second))
+    changes = differences(first, second)
+    if options.json:
+        print(json.dumps(changes, indent=1))
+        return 0
+    print(f"{first.cell.name} -> {second.cell.name} at {first.scale}")
+    if not changes:
+        print("  nothing differs")
+    width = max((len(change["path"]) for change in changes), default=0)
+    for change in changes:
+        print(f"  {change['path']:{width}}  {change['first']} -> {change['second']}  ({change['set']})")
+    return 0
+
+
+def differences(first: Resolved, second: Resolved) -> list[dict[str, Any]]:
+    """One entry a path at which two cells differ; a path that only one has is None in the other."""
+    ours, theirs = flatten(first.experiment), flatten(second.experiment)
+    origins = {**flatten_origins(first.experiment), **flatten_origins(second.experiment)}
+    return [
+        {"path": path, "first": ours.get(path), "second": theirs.get(path), "set": origins.get(path, "")}
+        for path in dict.fromkeys([*ours, *theirs])
+        if ours.get(path) != theirs.get(path) or (path in ours) != (path in theirs)
+    ]
