@@ -7,9 +7,7 @@ import math
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any
 
 from repro import assets
 from repro.cells import Resolved, experiment_digest, resolve
@@ -17,6 +15,15 @@ from repro.results.records import Record, read_all
 from repro.results.references import load_references
 from repro.results.statistics import Outcome, against_paper, against_replicates
 from repro.tables import Cell, Table
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+STALE = "stale: made by other sources of repro"
+TRAINED = "trained here; the paper evaluated published weights"
+MARKS = (STALE, TRAINED)
+"""Notes that mark a value without saying why it has no verdict."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,6 +91,8 @@ class Collection:
 
     def frame(self) -> pd.DataFrame:
         """One line a cell: names, reference values, our mean, sd, n, minimum, verdict and notes."""
+        import pandas as pd  # heavy
+
         return pd.DataFrame([row_of(result) for result in self.cells])
 
 
@@ -158,7 +167,8 @@ def _result(base: Resolved, by_cell: dict[tuple[str, int], list[Record]], seeds:
         if not found:
             continue
         manifests = {record.data_manifest_sha256 for record in found}
-        values = {(r.milestone_nimg, r.range): r.metrics[metric].value for r in found if metric in r.metrics}
+        scored = {(r.milestone_nimg, r.range): r.metrics[metric].value for r in found if metric in r.metrics}
+        values = {place: value for place, value in scored.items() if math.isfinite(value)}
         choice = selection.choose(values)
         if choice is None or len(manifests) > 1:
             why = "on several data manifests" if len(manifests) > 1 else f"{len(values)} of {wanted} candidates"
@@ -193,17 +203,25 @@ def _explain(result: CellResult, base: Resolved) -> None:
         result.replicates = []
         return
     if not result.replicates:
-        result.notes.insert(0, "no record")
+        if not result.notes:
+            result.notes.append("no record")
         return
     if result.stale:
-        result.notes.append("stale: made by other sources of repro")
+        result.notes.append(STALE)
     if result.cell.starred and base.scale == "full":
-        result.notes.append("trained here; the paper evaluated published weights")
+        result.notes.append(TRAINED)
     judge(result, base)
 
 
 def judge(result: CellResult, base: Resolved) -> None:
     """Set a result's outcome: against the paper at full scale, against the committed reference elsewhere."""
+    try:
+        _judge(result, base)
+    except ValueError as error:
+        result.notes.append(f"no verdict: {error}")
+
+
+def _judge(result: CellResult, base: Resolved) -> None:
     values = result.values
     if base.scale == "full":
         if result.cell.inferred:

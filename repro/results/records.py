@@ -6,7 +6,9 @@ import dataclasses
 import hashlib
 import json
 import typing
+import uuid
 from collections.abc import Iterable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -82,12 +84,21 @@ def record_path(runs: Path, trajectory: str, evaluation: str, milestone: int, k:
 
 
 def write_record(runs: Path, record: Record) -> Path:
-    """Write a record atomically, sealed with a checksum of its content. An existing one is left alone."""
+    """Write a record atomically, sealed with a checksum of its content. A whole one that is there is left alone.
+
+    What lies there and is no whole record of this evaluation is kept beside it, under a name that nothing reads.
+    """
     path = record_path(runs, record.trajectory_hash, record.evaluation_hash, record.milestone_nimg, record.range)
-    if not path.exists():
-        content = dataclasses.asdict(record)
-        make_folder(path.parent)
-        write_json(path, {**content, "checksum": _checksum(content)})
+    if path.exists():
+        try:
+            if read_record(path).key == record.key:
+                return path
+        except CorruptData:
+            pass
+        path.rename(path.with_name(f"record.unusable-{uuid.uuid4().hex[:8]}.json"))
+    content = dataclasses.asdict(record)
+    make_folder(path.parent)
+    write_json(path, {**content, "checksum": _checksum(content)})
     return path
 
 
@@ -107,13 +118,18 @@ def read_record(path: Path) -> Record:
         raise CorruptData(f"{path}: schema {content.get('schema_version')}, this version reads {SCHEMA_VERSION}")
     if content.pop("checksum", None) != _checksum(content):
         raise CorruptData(f"{path}: was changed after it was written (its checksum does not match); it is not used")
-    hints = typing.get_type_hints(Record)
+    hints = _hints()
     try:
         metrics = {name: Metric(**metric) for name, metric in content.pop("metrics").items()}
         fields = {key: coerce(value, hints[key]) for key, value in content.items()}
         return Record(metrics=metrics, **fields)
     except (TypeError, KeyError, AttributeError) as error:
         raise CorruptData(f"{path}: not a record of this schema ({error})") from None
+
+
+@cache
+def _hints() -> dict[str, Any]:
+    return typing.get_type_hints(Record)
 
 
 def find_records(runs: Iterable[Path]) -> Iterator[Path]:

@@ -17,7 +17,7 @@ from repro.results import provenance
 
 @dataclasses.dataclass(frozen=True)
 class Reference:
-    """Replicates of one cell at one scale: training seeds, their values, and the configuration they were measured with."""
+    """Replicates of one cell at one scale: training seeds, their values, and the configuration that they are of."""
 
     experiment: str
     seeds: tuple[int, ...]
@@ -44,25 +44,24 @@ def hashes_file() -> Path:
 @cache
 def load_references(table: str, scale: str) -> dict[str, Reference]:
     """Cell name -> reference; empty where none are committed. Raises CorruptData for a file that cannot be read."""
-    content = _read(reference_file(table, scale))
-    cells = content.get("cells", {})
-    try:
-        return {
-            name: Reference(cell["experiment"], tuple(cell["seeds"]), tuple(cell["values"]))
-            for name, cell in cells.items()
-        }
-    except (KeyError, TypeError) as error:
-        raise CorruptData(f"{reference_file(table, scale)}: {type(error).__name__}: {error}") from None
+    path = reference_file(table, scale)
+    found = {}
+    for name, cell in _cells(path, ("experiment", "seeds", "values")).items():
+        seeds, values = cell["seeds"], cell["values"]
+        if not (_all(seeds, int) and _all(values, int | float) and len(seeds) == len(values) >= 2):
+            raise CorruptData(f"{path}: {name} needs two or more values, all numbers, and as many seeds")
+        found[name] = Reference(cell["experiment"], tuple(seeds), tuple(values))
+    return found
 
 
 def load_fingerprints(table: str) -> dict[str, dict[str, Any]]:
-    """Cell name -> fingerprint; empty where none are committed."""
-    return _read(fingerprint_file(table)).get("cells", {})
+    """Cell name -> {experiment, values}; empty where none are committed. Raises CorruptData as `load_references`."""
+    return _cells(fingerprint_file(table), ("experiment", "values"))
 
 
 def load_hashes() -> dict[str, dict[str, str]]:
     """Cell name -> {trajectory, evaluation}: the pinned hashes of all full cells."""
-    return _read(hashes_file()).get("cells", {})
+    return _cells(hashes_file(), ("trajectory", "evaluation"))
 
 
 def write(path: Path, command: str, cells: dict[str, Any], **more: Any) -> None:
@@ -75,13 +74,26 @@ def write(path: Path, command: str, cells: dict[str, Any], **more: Any) -> None:
         "sources_sha256": assets.sources_sha256(),
     }
     write_json(path, {"made": made, **more, "cells": cells})
+    load_references.cache_clear()
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _cells(path: Path, keys: tuple[str, ...]) -> dict[str, dict[str, Any]]:
+    """The `cells` of a committed file, each with at least these keys; empty where there is no file."""
     if not path.exists():
         return {}
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CorruptData(f"{path}: {error}") from None
-    return content if isinstance(content, dict) else {}
+    except (OSError, ValueError) as error:
+        raise CorruptData(f"{path}: not a whole JSON file ({error})") from None
+    cells = content.get("cells") if isinstance(content, dict) else None
+    if not isinstance(cells, dict):
+        raise CorruptData(f"{path}: has no cells")
+    for name, cell in cells.items():
+        missing = [key for key in keys if not isinstance(cell, dict) or key not in cell]
+        if missing:
+            raise CorruptData(f"{path}: {name} has no {missing[0]}")
+    return cells
+
+
+def _all(values: Any, kind: Any) -> bool:
+    return isinstance(values, list) and all(isinstance(v, kind) and not isinstance(v, bool) for v in values)

@@ -41,7 +41,7 @@ def grid(collection: Collection, form: str) -> str:
     headers = [""]
     for name in columns:
         label = collection.table.columns[name]
-        headers += [f"{label}: {metric}, ours", f"{collection.table.metric}, paper"]
+        headers += [f"{label}: {metric}", f"paper's {collection.table.metric}"]
     body = []
     for row, label in collection.table.rows.items():
         results = [found.get((row, name)) for name in columns]
@@ -56,11 +56,11 @@ def pair(collection: Collection, result: CellResult | None) -> tuple[str, str]:
         return "", ""
     value = result.cell.reference.get(collection.table.metric)
     paper = "none" if value is None else f"{value:.2f}" + (STAR if result.cell.starred else "")
-    return ours(result, collection.scale), paper
+    return ours(result), paper
 
 
-def ours(result: CellResult, scale: str = "full") -> str:
-    """`1.23 ± 0.04 (3)`, with a dagger for an inferred setting at full scale, and the verdict where there is one."""
+def ours(result: CellResult) -> str:
+    """`1.23 ± 0.04 (3)`: mean, sd and n of the replicates, a dagger for an inferred setting, `stale`, the verdict."""
     if not result.replicates:
         return "missing"
     n = len(result.values)
@@ -72,7 +72,7 @@ def ours(result: CellResult, scale: str = "full") -> str:
 
 
 def notes(collection: Collection) -> list[str]:
-    """What a reader must know: how values were chosen, marks, missing cells and unused files; equal reasons together."""
+    """What a reader must know: how values were chosen, marks, missing cells, unused files; equal reasons together."""
     table = collection.table
     lines = [f"The paper's value: {table.chosen}."]
     inferred: dict[str, list[str]] = {}
@@ -97,9 +97,9 @@ def notes(collection: Collection) -> list[str]:
 
 def as_json(collection: Collection, lines: list[str]) -> dict[str, Any]:
     """Everything, cell by cell, with every replicate and the candidate that was chosen. NaN becomes null."""
-    cells = []
+    cells: list[dict[str, Any]] = []
     for result in collection.cells:
-        row = {key: None if isinstance(v, float) and math.isnan(v) else v for key, v in row_of(result).items()}
+        row = row_of(result)
         row["inferred"] = result.cell.inferred or None
         row["starred"] = result.cell.starred
         row["stale"] = result.stale
@@ -117,13 +117,33 @@ def as_json(collection: Collection, lines: list[str]) -> dict[str, Any]:
             for r in result.replicates
         ]
         cells.append(row)
-    return {"table": collection.table.name, "scale": collection.scale, "cells": cells, "notes": lines}
+    content = {"table": collection.table.name, "scale": collection.scale, "cells": cells, "notes": lines}
+    return _plain({**content, "not_used": collection.notes})
+
+
+def _plain(value: Any) -> Any:
+    """The same with null for numbers that JSON does not have."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _latex(collection: Collection, lines: list[str]) -> str:
-    body = grid(collection, "latex_booktabs").replace("±", r"$\pm$").replace(DAGGER, r"$^\dagger$")
-    caption = " ".join(lines).replace("%", r"\%").replace("_", r"\_").replace(DAGGER, r"$^\dagger$")
-    return f"\\begin{{table}}\n{body}\n\\caption{{{collection.table.title}. {caption}}}\n\\end{{table}}"
+    # tabulate escapes the cells' own special characters, and leaves these two.
+    body = grid(collection, "latex_booktabs").replace("±", _TEX["±"]).replace(DAGGER, _TEX[DAGGER])
+    caption = "".join(_TEX.get(character, character) for character in " ".join(lines))
+    return f"\\begin{{table}}\n{body}\n\\caption{{{caption}}}\n\\end{{table}}"
+
+
+_TEX = {character: f"\\{character}" for character in "&%$#_{}"} | {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "±": r"$\pm$",
+    DAGGER: r"$^\dagger$",
+}
 
 
 def _html(collection: Collection, lines: list[str]) -> str:

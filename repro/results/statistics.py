@@ -1,15 +1,15 @@
 """The statistics behind `check`: when has a number moved?
 
-All on the logarithm of the distance, whose spread is proportional to its size. A reference is m replicates with mean r and
-standard deviation s; fresh results are k replicates of other seeds with mean f. Under no change
+All on the logarithm of the distance, whose spread is proportional to its size. A reference is m replicates with mean r
+and standard deviation s; fresh results are k replicates of other seeds with mean f. Under no change
 
     t = (f - r) / (s sqrt(1/m + 1/k))
 
-has Student's distribution with m - 1 degrees of freedom: both uncertainties are in it, and s is the reference's alone, so
-that a single fresh replicate can be tested. The band is two-sided: too good is also wrong. A shift of d sd makes t
-noncentral with noncentrality d / sqrt(1/m + 1/k), which gives the power. The whole table fails if a cell lies outside the
-band of level `LEVEL` / (number of cells) (Bonferroni), or if two or more lie outside that of `LEVEL`; with c cells its rate of
-false alarms is at most LEVEL + c (c - 1) / 2 LEVEL^2 (1.7 % for twelve).
+has Student's distribution with m - 1 degrees of freedom: both uncertainties are in it, and s is the reference's alone,
+so that a single fresh replicate can be tested. The band is two-sided: too good is also wrong. A shift of d sd makes t
+noncentral with noncentrality d / sqrt(1/m + 1/k), which gives the power. The whole table fails if a cell lies outside
+the band of level `LEVEL` / (number of cells) (Bonferroni), or if two or more lie outside that of `LEVEL`; with c cells
+its rate of false alarms is at most LEVEL + c (c - 1) / 2 LEVEL^2 (1.7 % for twelve).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import dataclasses
 import math
 from collections.abc import Sequence
 
-from scipy import stats
+from scipy import special
 
 LEVEL = 0.01
 """False alarms a cell."""
@@ -65,8 +65,8 @@ def against_replicates(fresh: Sequence[float], reference: Sequence[float]) -> Ou
     width = sd * math.sqrt(1 / len(reference) + 1 / len(fresh))
     degrees = len(reference) - 1
     found = log_moments(fresh)[0]
-    critical = float(stats.t.ppf(1 - LEVEL / 2, degrees))
-    p = 2 * float(stats.t.sf(abs(found - mean) / width, degrees)) if width else float(found == mean)
+    critical = _critical(degrees)
+    p = 2 * float(special.stdtr(degrees, -abs(found - mean) / width)) if width else float(found == mean)
     return Outcome(
         fresh=math.exp(found),
         reference=math.exp(mean),
@@ -79,25 +79,33 @@ def against_replicates(fresh: Sequence[float], reference: Sequence[float]) -> Ou
 
 def power(m: int, k: int, shift: float = POWER_SHIFT) -> float:
     """Probability that a shift of `shift` reference sd lies outside the band, with m reference and k fresh values."""
-    critical = float(stats.t.ppf(1 - LEVEL / 2, m - 1))
+    critical = _critical(m - 1)
     noncentrality = shift / math.sqrt(1 / m + 1 / k)
-    return float(stats.nct.sf(critical, m - 1, noncentrality) + stats.nct.cdf(-critical, m - 1, noncentrality))
+    inside = special.nctdtr(m - 1, noncentrality, critical) - special.nctdtr(m - 1, noncentrality, -critical)
+    return float(1 - inside)
+
+
+def _critical(degrees: int) -> float:
+    """What |t| exceeds with probability LEVEL. (`scipy.special`: importing `scipy.stats` takes a second.)"""
+    return -float(special.stdtrit(degrees, LEVEL / 2))
 
 
 def against_paper(fresh: Sequence[float], paper: float) -> Outcome:
     """Test k fresh values, each selected by the paper's own rule, against a printed value of 2 % relative sd."""
     _positive([*fresh, paper])
+    if not fresh:
+        raise ValueError("needs a fresh value")
     width = PAPER_RELATIVE_SD * math.sqrt(1 + 1 / len(fresh))
     found, mean = log_moments(fresh)[0], math.log(paper)
-    critical = float(stats.norm.ppf(1 - LEVEL / 2))
+    critical = -float(special.ndtri(LEVEL / 2))
     shifted = POWER_SHIFT * PAPER_RELATIVE_SD / width
     return Outcome(
         fresh=math.exp(found),
         reference=paper,
         low=math.exp(mean - critical * width),
         high=math.exp(mean + critical * width),
-        p=2 * float(stats.norm.sf(abs(found - mean) / width)),
-        power=float(stats.norm.sf(critical - shifted) + stats.norm.cdf(-critical - shifted)),
+        p=2 * float(special.ndtr(-abs(found - mean) / width)),
+        power=float(special.ndtr(shifted - critical) + special.ndtr(-critical - shifted)),
     )
 
 
