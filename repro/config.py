@@ -1,8 +1,8 @@
 """Composing Gin files into one resolved tree, scaling it, hashing it, and building objects from it.
 
-Gin is a notation at the edge: files are parsed once, then everything that decides a result is a tree of `Node`s that holds
-*every* constructor argument, defaults included. Objects are built from that tree alone, so nothing can reach a run that is
-not in its identity.
+Gin is a notation at the edge: files are parsed once, then everything that decides a result is a tree of `Node`s that
+holds *every* constructor argument, defaults included. Objects are built from that tree alone, so nothing can reach a
+run that is not in its identity.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import dataclasses
 import functools
 import importlib.util  # noqa: F401  gin 0.5 reads importlib.util without importing it
 import inspect
-import logging
 import typing
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -23,12 +22,8 @@ import gin
 from repro import assets
 from repro.coercion import coerce
 from repro.errors import UsageError
-from repro.gin_walk import Statement, read_bindings, read_file
+from repro.gin_walk import Statement, expand, read_bindings, read_file
 from repro.suggest import suggest
-
-# Gin logs every search path that it tries and fails as an error, also when a later one succeeds.
-logging.getLogger("absl").setLevel(logging.CRITICAL)
-logging.getLogger().addFilter(lambda record: "Path not found" not in record.getMessage())
 
 REGISTRY: dict[str, Callable[..., Any]] = {}
 
@@ -102,8 +97,8 @@ class Composition:
         self._origin = {s.key: s.location for s in self.statements}
         self._used: set[tuple[str, str, str]] = set()
         gin.clear_config()
-        gin.add_config_file_search_path(str(assets.gin_dir()))
-        gin.parse_config_files_and_bindings(list(files), list(bindings), print_includes_and_imports=False)
+        gin.parse_config("\n".join(expand(assets.gin_dir(), file) for file in files))
+        gin.parse_config(list(bindings))
         self.text = gin.config_str()
 
     def _validate(self) -> None:
@@ -113,7 +108,8 @@ class Composition:
                 continue
             if statement.selector not in REGISTRY:
                 raise UsageError(
-                    f"{statement.location}: no configurable {statement.selector!r}{suggest(statement.selector, REGISTRY)}"
+                    f"{statement.location}: no configurable {statement.selector!r}"
+                    f"{suggest(statement.selector, REGISTRY)}"
                 )
             known = parameters(statement.selector)
             if statement.arg not in known:
@@ -138,7 +134,8 @@ class Composition:
                 continue
             if statement.key not in self._used:
                 raise UsageError(
-                    f"{statement.location}: nothing uses {statement.display}; remove the line, or bind what this cell is made of"
+                    f"{statement.location}: nothing uses {statement.display}; "
+                    "remove the line, or bind what this cell is made of"
                 )
 
     def _node(self, name: str, scopes: tuple[str, ...]) -> Node:
@@ -193,7 +190,7 @@ class Composition:
 
 
 def transform(value: Any, change: Callable[[Node, str, Any], Any]) -> Any:
-    """A copy of a tree in which `change(node, parameter, value)` has been applied to every argument, inner ones first."""
+    """A copy of a tree with `change(node, parameter, value)` applied to every argument, inner ones first."""
     if isinstance(value, Node):
         args = {key: change(value, key, transform(item, change)) for key, item in value.args.items()}
         return dataclasses.replace(value, args=args)
@@ -203,7 +200,7 @@ def transform(value: Any, change: Callable[[Node, str, Any], Any]) -> Any:
 
 
 def canonical(value: Any) -> Any:
-    """The JSON-ready form of a tree that is hashed: class, revision and every argument but those at their neutral value."""
+    """The JSON-ready form that is hashed: class, revision and every argument but those at their neutral value."""
     if isinstance(value, Node):
         neutral = getattr(value.target, "NEUTRAL", {})
         args = {k: canonical(v) for k, v in value.args.items() if not (k in neutral and neutral[k] == v)}

@@ -1,12 +1,13 @@
 """Reading Gin files statement by statement, to know where each binding stands before Gin composes them.
 
-Gin itself keeps no place for a binding and reports typos poorly; this walk finds `file:line` for every statement, follows
-includes the way Gin does, and names the nearest valid name where one is wrong.
+Gin itself keeps no place for a binding and reports typos poorly; this walk finds `file:line` for every statement,
+follows includes the way Gin does, and names the nearest valid name where one is wrong.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,7 @@ class Statement:
         return f"{self.scope}/{name}" if self.scope else name
 
 
-class _References(config_parser.ParserDelegate):
+class _References(config_parser.ParserDelegate):  # type: ignore[misc]
     """Collects the @references and %macros that values name."""
 
     def __init__(self) -> None:
@@ -68,6 +69,18 @@ def read_file(root: Path, path: str, included_from: str = "") -> list[Statement]
         where = f"{included_from}: include of" if included_from else "no Gin file"
         raise UsageError(f"{where} {path!r}{', which does not exist' if included_from else ''}{suggest(path, others)}")
     return _read(root, file.read_text(encoding="utf-8"), path)
+
+
+def expand(root: Path, path: str) -> str:
+    """The text of a Gin file with its includes in place: what Gin parses, so that it searches for no file itself.
+
+    Gin would look in the working directory first, where another copy of a row may lie.
+    """
+    lines = []
+    for line in (root / path).read_text(encoding="utf-8").splitlines():
+        include = re.match(r"\s*include\s+(['\"])(.+?)\1", line)
+        lines.append(expand(root, include.group(2)) if include else line)
+    return "\n".join(lines)
 
 
 def read_bindings(bindings: Sequence[str]) -> list[Statement]:
