@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -21,17 +22,19 @@ class Parser(argparse.ArgumentParser):
     """An ArgumentParser whose errors are one line and name the nearest valid word."""
 
     def error(self, message: str) -> NoReturn:
-        if "invalid choice" in message:
-            wrong = message.split("'")[1]
-            choices: list[str] = []
-            for action in self._actions:
-                choices += list(map(str, action.choices or ()))
-            message = f"unknown {'verb' if 'argument VERB' in message else 'choice'} {wrong!r}{suggest(wrong, choices)}"
         raise UsageError(f"{message} (see `{self.prog} --help`)")
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is None or value in action.choices:
+            return
+        choices = [str(choice) for choice in action.choices]
+        hint = suggest(str(value), choices) or f"; there are {', '.join(choices)}"
+        what = f"{action.option_strings[0]} cannot be" if action.option_strings else "unknown verb"
+        self.error(f"{what} {value!r}{hint}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command line; returns its exit code. Prints one line for a user's mistake, a traceback only with --debug."""
+    """Run one command line; returns its exit code. An error is one line; --debug adds the traceback."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
     try:
@@ -41,8 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return verb(options)
     except ReproError as error:
         if debug:
-            raise
-        print(f"repro: {error}", file=sys.stderr)
+            traceback.print_exc()
+        print(f"repro: {_one_line(error)}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("repro: interrupted; the same command continues", file=sys.stderr)
@@ -50,6 +53,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        print(f"repro: {type(error).__name__}: {_one_line(error)} (--debug shows where)", file=sys.stderr)
+        return 1
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def parser() -> Parser:
@@ -186,7 +198,7 @@ def _computing(verb: Parser) -> None:
 
 def _format(verb: Parser) -> None:
     verb.add_argument(
-        "--format", choices=("md", "latex", "html", "csv", "json"), default="md", help="form of the table"
+        "--format", choices=("md", "latex", "html", "csv", "json", "svg"), default="md", help="form of the table"
     )
     verb.add_argument("--out", type=Path, metavar="FILE", help="where to write the table")
 

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import uuid
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,9 @@ def write_atomic(path: Path, content: bytes) -> None:
             os.fsync(stream.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
-        reason = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else error.strerror or str(error)
-        raise UsageError(f"cannot write {path}: {reason} (what was complete before is untouched)") from error
+        raise UsageError(f"cannot write {path}: {_reason(error)} (what was complete before is untouched)") from error
+    finally:
+        temporary.unlink(missing_ok=True)  # after the rename there is none
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -50,9 +51,48 @@ def create_exclusive(path: Path, content: bytes) -> bool:
     except FileExistsError:
         return False
     except OSError as error:
-        raise UsageError(f"cannot write {path}: {error.strerror or error}") from error
+        raise UsageError(f"cannot write {path}: {_reason(error)}") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def append_line(path: Path, line: str) -> None:
+    """Append one line to a log. A last line that an earlier writer left torn (a full disk) is removed first.
+
+    Raises:
+        UsageError: the disk is full or the file cannot be written.
+    """
+    try:
+        with open(path, "ab+", buffering=0) as stream:
+            _drop_torn_line(stream)
+            content = f"{line}\n".encode()
+            while content:
+                content = content[stream.write(content) :]
+    except OSError as error:
+        raise UsageError(f"cannot write {path}: {_reason(error)}") from error
+
+
+def _drop_torn_line(stream: FileIO) -> None:
+    size = stream.seek(0, os.SEEK_END)
+    if not size:
+        return
+    stream.seek(-1, os.SEEK_END)
+    if stream.read(1) == b"\n":
+        return
+    stream.seek(0)
+    stream.truncate(stream.read().rfind(b"\n") + 1)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove the temporary files of writers that were killed. For folders with one writer at a time: its owner."""
+    for path in folder.glob(".*.tmp"):
+        path.unlink(missing_ok=True)
+
+
+def _reason(error: OSError) -> str:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "the disk is full"
+    return error.strerror or str(error)
 
 
 def make_folder(path: Path) -> Path:

@@ -28,7 +28,7 @@ def generate(
     progress: Callable[[int, int], None] = lambda done, total: None,
     stop: Callable[[], None] = lambda: None,
 ) -> Tensor:
-    """Images of the given seeds, each a function of its own seed alone (EDM specification, section 11; noise on the CPU).
+    """Images of the given seeds, each a function of its own seed alone (the noise is drawn on the CPU).
 
     Args:
         net: denoiser in eval mode with `img_resolution`, `img_channels` and `label_dim`.

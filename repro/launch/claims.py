@@ -1,8 +1,8 @@
 """Claims: one worker at a time on a trajectory or an evaluation, on any shared file system, without locks.
 
-The claims of a folder are numbered files, each created atomically by a hard link. The highest number holds. Whoever finds
-its owner dead, or released, tries to create the next number; only one can. A number is never used twice and no file is
-removed, so a slow reader of an old state cannot become a second owner.
+The claims of a folder are numbered files, each created atomically by a hard link. The highest number holds. Whoever
+finds its owner dead, or released, tries to create the next number; only one can. A number is never used twice and no
+file is removed, so a slow reader of an old state cannot become a second owner.
 """
 
 from __future__ import annotations
@@ -16,12 +16,16 @@ import uuid
 from functools import cache
 from pathlib import Path
 
+from repro.errors import UsageError
 from repro.files import create_exclusive, make_folder
 
 
 @dataclasses.dataclass(frozen=True)
 class Owner:
-    """Who holds a claim: host, its boot, the process and when it started, and the SLURM job if it is one."""
+    """Who holds a claim: host, its boot, the process and when it started, and the SLURM job if it is one.
+
+    namespace: that of the process id; containers of one host may share its name, but not their processes' numbers.
+    """
 
     host: str
     boot: str
@@ -30,6 +34,7 @@ class Owner:
     slurm_job: str | None
     token: str
     since: float
+    namespace: str = ""
 
     def __str__(self) -> str:
         job = f", SLURM job {self.slurm_job}" if self.slurm_job else ""
@@ -49,8 +54,11 @@ class Claim:
         self.release()
 
     def release(self) -> None:
-        """Let others take the folder. Harmless twice."""
-        create_exclusive(self.file.with_suffix(".released"), b"")
+        """Let others take the folder. Harmless twice; on a full disk the claim ends with its process instead."""
+        try:
+            create_exclusive(self.file.with_suffix(".released"), b"")
+        except UsageError:
+            pass
 
 
 def acquire(folder: Path) -> Claim | Owner:
@@ -66,6 +74,12 @@ def acquire(folder: Path) -> Claim | Owner:
         if create_exclusive(mine, json.dumps(dataclasses.asdict(_me())).encode()):
             return Claim(mine)
         # Another process was faster; look again at who holds it now.
+
+
+def how_to_release(folder: Path) -> str:
+    """What a user who knows that the owner of a folder is gone has to do; no program can see it for another host."""
+    _, file = _highest(folder / "claims")
+    return f"if that is gone: touch {file.with_suffix('.released')}" if file else ""
 
 
 def holder(folder: Path) -> Owner | None:
@@ -98,15 +112,18 @@ def _me() -> Owner:
         slurm_job=os.environ.get("SLURM_JOB_ID"),
         token=uuid.uuid4().hex,
         since=time.time(),
+        namespace=_pid_namespace(),
     )
 
 
 def _alive(owner: Owner) -> bool:
-    """False only where the owner is known to be dead: on this host, another boot, or no such process of that start time."""
+    """False only where the owner is known to be dead: this host in another boot, or no process of that start time."""
     if owner.host != socket.gethostname():
         return True
     if owner.boot != _boot_id():
         return False
+    if owner.namespace != _pid_namespace():
+        return True
     return _start_time(owner.pid) == owner.started
 
 
@@ -114,6 +131,14 @@ def _alive(owner: Owner) -> bool:
 def _boot_id() -> str:
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""
+
+
+@cache
+def _pid_namespace() -> str:
+    try:
+        return os.readlink("/proc/self/ns/pid")
     except OSError:
         return ""
 

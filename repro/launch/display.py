@@ -24,6 +24,8 @@ def describe(event: dict[str, Any]) -> str:
         )
     if event.get("phase") == "sample":
         return f"sampling {event['images']}/{event['of']} images"
+    if event.get("phase") == "wait":
+        return f"waits for {event['owner']}"
     return ""
 
 
@@ -35,23 +37,60 @@ def clock(seconds: float) -> str:
 
 
 class Estimate:
-    """Elapsed and remaining time of a set of jobs from the fractions that they report."""
+    """Elapsed and remaining time of a set of jobs from the fractions that they report.
+
+    The time left follows from the work since the first report: neither the start of the processes nor what a job had
+    done before this command says anything about its speed.
+    """
 
     def __init__(self, total: int) -> None:
         self.total = total
         self.finished = 0
         self.running: dict[str, float] = {}
+        self.before: dict[str, float] = {}
+        self.waiting: dict[str, str] = {}
         self.started = time.monotonic()
+        self.first: float | None = None
+
+    def report(self, job: Job, event: dict[str, Any]) -> bool:
+        """Take a progress event; True if it says for the first time that the job waits for this owner."""
+        name = job.trajectory_hash
+        if event.get("phase") == "wait":
+            told = self.waiting.get(name) == event["owner"]
+            self.waiting[name] = event["owner"]
+            return not told
+        self.waiting.pop(name, None)
+        if self.first is None:
+            self.first = time.monotonic()
+            self.before[name] = event["fraction"]
+        self.before.setdefault(name, event.get("before", 0.0))
+        self.running[name] = event["fraction"]
+        return False
+
+    def end(self, job: Job, note: str = "done") -> None:
+        """The job is over. What it left undone, or another process did for it, was no work of this command."""
+        name = job.trajectory_hash
+        reached = self.running.pop(name, 0.0)
+        if name not in self.before or note != "done":
+            self.before[name] = self.before.get(name, 0.0) + 1 - reached
+        self.finished += 1
 
     @property
     def fraction(self) -> float:
+        """Part of all jobs that is done, 0 to 1."""
         return (self.finished + sum(self.running.values())) / max(self.total, 1)
 
+    @property
+    def left(self) -> float | None:
+        """Seconds that remain; None before enough is done to say."""
+        now = self.fraction - sum(self.before.values()) / max(self.total, 1)
+        if self.first is None or now < 0.01:
+            return None
+        return (time.monotonic() - self.first) * (1 - self.fraction) / now
+
     def __str__(self) -> str:
-        elapsed = time.monotonic() - self.started
-        if self.fraction < 0.01:
-            return f"{clock(elapsed)} elapsed"
-        return f"{clock(elapsed)} elapsed, {clock(elapsed / self.fraction - elapsed)} left"
+        elapsed, left = time.monotonic() - self.started, self.left
+        return f"{clock(elapsed)} elapsed" + ("" if left is None else f", about {clock(left)} left")
 
 
 class Lines:
@@ -69,27 +108,26 @@ class Lines:
         return
 
     def begin(self, job: Job) -> None:
-        self.estimate.running.setdefault(job.trajectory_hash, 0.0)
+        return
 
     def update(self, job: Job, event: dict[str, Any]) -> None:
         if "note" in event:
             self.note(event["note"])
             return
-        self.estimate.running[job.trajectory_hash] = event["fraction"]
-        if time.monotonic() - self.last >= INTERVAL:
+        news = self.estimate.report(job, event)
+        if news or time.monotonic() - self.last >= INTERVAL:
             self.last = time.monotonic()
-            self.note(
-                f"[{self.estimate.finished}/{self.estimate.total}] {job.title}  {describe(event)}  ({self.estimate})"
-            )
+            self._line(job, describe(event))
 
     def end(self, job: Job, note: str) -> None:
-        self.estimate.running.pop(job.trajectory_hash, None)
-        if not note.startswith("waiting"):
-            self.estimate.finished += 1
-        self.note(f"[{self.estimate.finished}/{self.estimate.total}] {job.title}  {note}  ({self.estimate})")
+        self.estimate.end(job, note)
+        self._line(job, note)
 
     def note(self, text: str) -> None:
         print(text, file=self.stream, flush=True)
+
+    def _line(self, job: Job, text: str) -> None:
+        self.note(f"[{self.estimate.finished}/{self.estimate.total}] {job.title}  {text}  ({self.estimate})")
 
 
 class Bars:
@@ -111,21 +149,19 @@ class Bars:
         self.progress.stop()
 
     def begin(self, job: Job) -> None:
-        self.estimate.running[job.trajectory_hash] = 0.0
         self.bars[job.trajectory_hash] = self.progress.add_task(job.title, total=1.0, text="starting")
 
     def update(self, job: Job, event: dict[str, Any]) -> None:
         if "note" in event:
             self.note(event["note"])
             return
-        self.estimate.running[job.trajectory_hash] = event["fraction"]
+        if self.estimate.report(job, event):
+            self.note(f"{job.title}  {describe(event)}")
         self.progress.update(self.bars[job.trajectory_hash], completed=event["fraction"], text=describe(event))
         self._overall()
 
     def end(self, job: Job, note: str) -> None:
-        self.estimate.running.pop(job.trajectory_hash, None)
-        if not note.startswith("waiting"):
-            self.estimate.finished += 1
+        self.estimate.end(job, note)
         self.progress.remove_task(self.bars.pop(job.trajectory_hash))
         self.note(f"[{self.estimate.finished}/{self.estimate.total}] {job.title}  {note}")
         self._overall()

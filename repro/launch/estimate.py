@@ -28,8 +28,8 @@ class Cost:
     @property
     def text(self) -> str:
         return (
-            f"{self.runs} training runs, about {self.gpu_hours / 24:.1f} GPU-days at {ASSUMED_FLOPS / 1e12:.0f} TFLOP/s "
-            f"sustained, {self.disk_gb:.0f} GB of disk"
+            f"{self.runs} training runs, about {self.gpu_hours / 24:.1f} GPU-days at "
+            f"{ASSUMED_FLOPS / 1e12:.0f} TFLOP/s sustained, {self.disk_gb:.0f} GB of disk"
         )
 
 

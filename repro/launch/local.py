@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 import multiprocessing
 import multiprocessing.connection
+import os
 import signal
 import threading
 import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Sequence
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from typing import Any, Protocol
 
@@ -19,6 +21,7 @@ from repro.launch.plan import Folders, Job
 
 RETRY_SECONDS = 1.0
 """How long a job that another process is working on waits before it is looked at again."""
+STOPPING = (signal.SIGINT, signal.SIGTERM)
 
 
 @dataclasses.dataclass
@@ -62,6 +65,7 @@ class LocalExecutor:
         self.display = display
         self.failures: list[Failure] = []
         self.interrupted = False
+        self._begun: set[str] = set()
         self._context = multiprocessing.get_context("spawn")
 
     def run(self, jobs: Sequence[Job]) -> list[Failure]:
@@ -82,7 +86,14 @@ class LocalExecutor:
     def _start(self) -> _Slot:
         ours, theirs = self._context.Pipe()
         process = self._context.Process(target=serve, args=(theirs, self.folders), name="repro-worker")
-        process.start()
+        # A child inherits the blocked signals: Ctrl-C cannot hit it before it knows how to stop. The tracker goes
+        # first, because starting it would unblock them.
+        resource_tracker.ensure_running()
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+        try:
+            process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         theirs.close()
         return _Slot(process, ours)
 
@@ -96,8 +107,13 @@ class LocalExecutor:
                     waiting.append((due, job))
                     continue
                 slot.job = job
-                slot.pipe.send(job)
-                self.display.begin(job)
+                if job.trajectory_hash not in self._begun:
+                    self._begun.add(job.trajectory_hash)
+                    self.display.begin(job)
+                try:
+                    slot.pipe.send(job)
+                except OSError:
+                    pass  # the worker is dead; `_listen` sees that and says so
                 break
 
     def _listen(self, slots: list[_Slot], waiting: deque[tuple[float, Job]]) -> None:
@@ -119,7 +135,7 @@ class LocalExecutor:
             if kind == "done":
                 self.display.end(job, "done")
             elif kind == "busy":
-                self.display.end(job, f"waiting for {content}")
+                self.display.update(job, {"phase": "wait", "fraction": 0.0, "owner": content})
                 waiting.append((time.monotonic() + RETRY_SECONDS, job))
             else:
                 self._fail(Failure(job, *content))
@@ -145,7 +161,7 @@ class LocalExecutor:
                 slot.pipe.send(None)
             except OSError:
                 pass
-            if self.interrupted and slot.process.is_alive():
+            if (self.interrupted or slot.job is not None) and slot.process.is_alive():
                 slot.process.terminate()  # SIGTERM: the worker saves its state and ends
         for slot in slots:
             slot.process.join()
@@ -186,7 +202,7 @@ def attempt(worker: Any, job: Job) -> tuple[str, Any]:
     """Run one job: ("done", None), ("busy", owner) or ("failed", (message, exit code, traceback))."""
     try:
         owner = worker.run(job)
-        return ("done", None) if owner is None else ("busy", str(owner))
+        return ("done", None) if owner is None else ("busy", owner)
     except ReproError as error:
         return ("failed", (str(error), error.exit_code, traceback.format_exc()))
     except Exception as error:  # a worker must not take the others with it
@@ -219,9 +235,10 @@ class StopFlag:
         self._event.set()
 
     def on_signals(self) -> None:
-        """Let SIGINT and SIGTERM set the flag in place of ending the process."""
-        for number in (signal.SIGINT, signal.SIGTERM):
+        """Let SIGINT and SIGTERM set the flag in place of ending the process; they may come blocked from the parent."""
+        for number in STOPPING:
             signal.signal(number, lambda *_: self._event.set())
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
 
     def on_parent_death(self) -> None:
         """Set the flag when the parent is killed, so that no worker is left behind."""
@@ -233,3 +250,8 @@ class StopFlag:
                 self._event.set()
 
             threading.Thread(target=wait, daemon=True).start()
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -69,7 +69,7 @@ class Job:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """jobs: what is missing, one a trajectory; done: evaluations that have a record; problems: unusable record files."""
+    """jobs: what is missing, one a trajectory; done: evaluations with a record; problems: unusable record files."""
 
     jobs: list[Job]
     done: int
@@ -118,7 +118,7 @@ def make_plan(
 
 
 def has_record(runs: Sequence[Path], resolved: Resolved, milestone: int, k: int, problems: list[str]) -> bool:
-    """Whether a whole record of this evaluation lies in one of the folders; appends a line for each that is not whole."""
+    """Whether a whole record of this evaluation lies in one of the folders; `problems` gets a line for each other."""
     for folder in runs:
         path = record_path(folder, resolved.trajectory_hash, resolved.evaluation_hash, milestone, k)
         if not path.exists():

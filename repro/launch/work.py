@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import json
-import os
+import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -21,8 +21,8 @@ from repro.diffusion.draws import derive_seed
 from repro.diffusion.samplers import count_nfe
 from repro.errors import UsageError
 from repro.experiment import Execution, Trajectory
-from repro.files import make_folder, write_atomic, write_json
-from repro.launch.claims import Owner, acquire
+from repro.files import make_folder, remove_leftovers, write_atomic, write_json
+from repro.launch.claims import Owner, acquire, how_to_release
 from repro.launch.plan import Folders, Job, Task, has_record
 from repro.pictures import write_grid
 from repro.results import provenance
@@ -50,8 +50,8 @@ class Worker:
     report: Report = lambda event: None
     stop: Callable[[], bool] = lambda: False
 
-    def run(self, job: Job) -> Owner | None:
-        """Do a job. Returns the living owner if another process holds its trajectory (nothing is done then), else None."""
+    def run(self, job: Job) -> str | None:
+        """Do a job. None when it is done; nothing is done where a living owner holds its trajectory, which is named."""
         resolved = job.wanted[0].resolve()
         if resolved.trajectory_hash != job.trajectory_hash:
             raise UsageError(
@@ -62,14 +62,14 @@ class Worker:
         folder = make_folder(self.folders.runs / resolved.run)
         claim = acquire(folder)
         if isinstance(claim, Owner):
-            return claim
+            return f"{claim} ({how_to_release(folder)})" if claim.host != socket.gethostname() else str(claim)
         with claim:
             pending = [t for t in job.tasks if not self._done(t)]
             if pending:
                 trajectory, stream = self._open(resolved, execution)
-                manifest = self._train(job, resolved, trajectory, stream, folder, execution)
+                self._train(job, resolved, trajectory, stream, folder, execution)
                 for index, task in enumerate(pending):
-                    self._evaluate(task, trajectory, stream, manifest, folder, execution, (index, len(pending)))
+                    self._evaluate(task, trajectory, stream, folder, execution, (index, len(pending)))
         return None
 
     def _done(self, task: Task) -> bool:
@@ -89,41 +89,45 @@ class Worker:
         stream: ImageStream,
         folder: Path,
         execution: Execution,
-    ) -> dict[str, Any]:
-        """Train until every wanted snapshot exists; write the manifest first. Returns the manifest."""
+    ) -> None:
+        """Train until every wanted snapshot exists; write the manifest first."""
         wanted = [request.resolve() for request in job.wanted]
         profiles = {cell.ema().name: cell.ema() for cell in wanted}
         milestones = sorted({m for cell in wanted for m in cell.selection().milestones()})
         manifest = {
             "trajectory_hash": resolved.trajectory_hash,
             "config": canonical(resolved.trajectory),
-            "tracks": {"profiles": {n: p.settings() for n, p in profiles.items()}, "milestones_nimg": milestones},
             "data_manifest_sha256": stream.manifest_sha256,
             "sources_sha256": assets.sources_sha256(),
             "execution": dataclasses.asdict(execution),
         }
         files = [snapshots.path(folder, m, name) for m in milestones for name in profiles]
         if all(file.exists() for file in files):
-            return manifest
-        write_json(folder / "manifest.json", manifest)
-        write_atomic(folder / "config.gin", resolved.text.encode())
+            return
 
         def progress(event: dict[str, Any]) -> None:
-            self.report({"phase": "train", "fraction": TRAINING_SHARE * event["nimg"] / event["total"], **event})
+            share = TRAINING_SHARE / event["total"]
+            self.report({"phase": "train", "fraction": share * event["nimg"], "before": share * begin, **event})
 
         tracked = Tracked(profiles, milestones)
         trainer = Trainer(trajectory, resolved.trajectory_hash, stream, folder, tracked, execution, progress, self.stop)
+        begin = trainer.nimg
+        # The trainer has accepted the folder: only now may its description change.
+        manifest["tracks"] = {
+            "profiles": {name: profile.settings() for name, profile in trainer.profiles.items()},
+            "milestones_nimg": sorted({*milestones, *_kept_milestones(folder)}),
+        }
+        write_json(folder / "manifest.json", manifest)
+        write_atomic(folder / "config.gin", resolved.text.encode())
         for note in trainer.notes:
-            self.report({"note": f"{resolved.run}: {note}"})
+            self.report({"note": f"{job.title} ({resolved.run}): {note}"})
         trainer.run()
-        return manifest
 
     def _evaluate(
         self,
         task: Task,
         trajectory: Trajectory,
         stream: ImageStream,
-        manifest: dict[str, Any],
         folder: Path,
         execution: Execution,
         position: tuple[int, int],
@@ -133,6 +137,11 @@ class Worker:
         net = trajectory.denoiser.eval()
         file = snapshots.path(folder, task.milestone, evaluation.ema.name)
         meta = snapshots.load(file, resolved.trajectory_hash, net)
+        if meta["data_manifest"] != stream.manifest_sha256:
+            raise UsageError(
+                f"{file}: was trained on another data manifest ({meta['data_manifest'][:16]}) than that of "
+                f"{self.folders.data} ({stream.manifest_sha256[:16]})"
+            )
         first = task.range * evaluation.num_samples
 
         def progress(done: int, total: int) -> None:
@@ -162,7 +171,8 @@ class Worker:
         path = record_path(
             self.folders.runs, resolved.trajectory_hash, resolved.evaluation_hash, task.milestone, task.range
         )
-        write_grid(make_folder(path.parent) / "samples.png", images[:100])
+        remove_leftovers(make_folder(path.parent))
+        write_grid(path.parent / "samples.png", images[:100])
         protocol = canonical(resolved.evaluation.args["protocol"])
         record = Record(
             cell=resolved.cell.name,
@@ -210,15 +220,9 @@ def settle(execution: Execution) -> Execution:
     return dataclasses.replace(execution, device=device)
 
 
-def log_tail(folder: Path) -> dict[str, Any] | None:
-    """The last entry of a trajectory's log, if there is one."""
+def _kept_milestones(folder: Path) -> list[int]:
+    """Milestones that an earlier run of the trajectory was asked to keep; none where there is no readable manifest."""
     try:
-        lines = (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()
-        return json.loads(lines[-1]) if lines else None
-    except (OSError, ValueError):
-        return None
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return list(json.loads((folder / "manifest.json").read_bytes())["tracks"]["milestones_nimg"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return []

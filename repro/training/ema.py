@@ -30,7 +30,7 @@ class HalfLifeEMA:
         return f"halflife{self.halflife_nimg}{ramp}"
 
     def beta(self, cur_nimg: int, batch: int) -> float:
-        """Decay of one step of `batch` images when `cur_nimg` images were seen before it. 0 at the first step of a ramp."""
+        """Decay of a step of `batch` images when `cur_nimg` were seen before it. 0 at the first step of a ramp."""
         halflife = float(self.halflife_nimg)
         if self.rampup_ratio is not None:
             halflife = min(halflife, self.rampup_ratio * cur_nimg)

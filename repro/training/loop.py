@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -18,6 +18,7 @@ from repro.diffusion.draws import StepDraws, derive_seed
 from repro.diffusion.images import from_uint8
 from repro.diffusion.losses import drop_labels
 from repro.errors import CorruptData, ReproError, UsageError
+from repro.files import append_line, remove_leftovers
 from repro.training import checkpoint, ema, snapshots
 from repro.training.step import MicroBatch, NonFiniteLoss, StepResult, training_step
 
@@ -71,6 +72,8 @@ class Trainer:
         progress: Progress = lambda event: None,
         stop: Callable[[], bool] = lambda: False,
     ) -> None:
+        if trajectory.batch < 1:
+            raise UsageError(f"Trajectory.batch must be 1 or more, not {trajectory.batch}")
         self.trajectory = trajectory
         self.identity = identity
         self.stream = stream
@@ -87,20 +90,25 @@ class Trainer:
         self.averages = {name: [p.detach().clone() for p in self.parameters] for name in self.profiles}
         self.nimg = 0
         self.notes: list[str] = []
+        for part in (folder, folder / "ema"):
+            remove_leftovers(part)
         self._resume()
 
     def _resume(self) -> None:
         loaded = checkpoint.load(self.folder)
         self.notes += [f"{name} is damaged and was passed over" for name in loaded.damaged]
         if loaded.state is None:
+            self.notes += ["no whole checkpoint is left: training starts anew"] if loaded.damaged else []
             return
         state = loaded.state
-        if state["format"] != CHECKPOINT_FORMAT or state["trajectory"] != self.identity:
+        if loaded.damaged:
+            self.notes.append(f"training continues from {state.get('nimg')} images")
+        if state.get("format") != CHECKPOINT_FORMAT or state.get("trajectory") != self.identity:
             raise CorruptData(f"{self.folder}: its checkpoint belongs to another trajectory or version of repro")
         if state["data_manifest"] != self.stream.manifest_sha256:
             raise UsageError(f"{self.folder}: was trained on another data manifest ({state['data_manifest'][:16]})")
         missing = sorted(set(self.averages) - set(state["averages"]))
-        if missing:
+        if missing and state["nimg"] > 0:
             raise UsageError(
                 f"{self.folder}: the EMA {missing[0]} was not tracked from its start and cannot be rebuilt exactly; "
                 "train it anew under another --runs folder"
@@ -109,7 +117,7 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         # A profile that an earlier run tracked for another cell is tracked on, so that it stays exact.
         self.profiles |= {name: ema.from_settings(settings) for name, settings in state["profiles"].items()}
-        self.averages = {name: [t.to(self.device) for t in tensors] for name, tensors in state["averages"].items()}
+        self.averages |= {name: [t.to(self.device) for t in tensors] for name, tensors in state["averages"].items()}
         self.nimg = state["nimg"]
 
     def _state(self) -> dict[str, Any]:
@@ -132,39 +140,37 @@ class Trainer:
         """Train to the last milestone, writing checkpoints, the log and every EMA at every milestone.
 
         Raises:
-            Interrupted: `stop` said so, or Ctrl-C; the state is saved.
+            Interrupted: `stop` said so, and the state is saved; or Ctrl-C, and the last checkpoint stands.
             NonFiniteLoss: names the step; the last good state is saved.
+            UsageError: the weights at a milestone that has passed were not kept.
         """
         total = self.tracked.milestones[-1]
-        missing = self._missing_snapshots()
-        if missing and min(missing) < self.nimg:
-            raise UsageError(
-                f"{self.folder}: training is at {self.nimg} images and the weights at {min(missing)} were not kept; "
-                "train it anew under another --runs folder"
-            )
+        self._complete_snapshots()
+        for note in self.notes:
+            self._log({"note": note})
         saved = shown = started = time.monotonic()
         begin = self.nimg
-        with contextlib.ExitStack() as stack:
-            log = stack.enter_context(open(self.folder / "log.jsonl", "a", encoding="utf-8"))
-            for note in self.notes:
-                log.write(json.dumps({"timestamp": time.time(), "note": note}) + "\n")
-            while self.nimg < total:
-                result = self._guarded_step()
-                now = time.monotonic()
-                self._write_snapshots()
-                if now - shown > 0.5 or self.nimg >= total:
-                    event = self._event(result, total, (self.nimg - begin) / max(now - started, 1e-9))
-                    log.write(json.dumps({"timestamp": time.time(), **event}) + "\n")
-                    log.flush()
-                    self.progress(event)
-                    shown = now
-                if now - saved > self.execution.checkpoint_seconds:
-                    self.save()
-                    saved = now
-                if self.stop() and self.nimg < total:
-                    self.save()
-                    raise Interrupted(f"stopped at {self.nimg} of {total} images; the same command continues")
+        while self.nimg < total:
+            result = self._guarded_step()
+            now = time.monotonic()
+            self._write_snapshots()
+            if now - shown > 0.5 or self.nimg >= total:
+                event = self._event(result, total, (self.nimg - begin) / max(now - started, 1e-9))
+                self._log(event)
+                self.progress(event)
+                shown = now
+            if now - saved > self.execution.checkpoint_seconds:
+                self.save()
+                saved = now
+            if self.stop() and self.nimg < total:
+                self.save()
+                raise Interrupted(f"stopped at {self.nimg} of {total} images; the same command continues")
         self.save()
+
+    def _log(self, entry: dict[str, Any]) -> None:
+        """One line of JSON; what is not finite becomes null, which every reader of JSON knows."""
+        plain = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in entry.items()}
+        append_line(self.folder / "log.jsonl", json.dumps({"timestamp": time.time(), **plain}))
 
     def _event(self, result: StepResult, total: int, speed: float) -> dict[str, Any]:
         loss = sum(result.losses) / len(result.losses)
@@ -183,12 +189,13 @@ class Trainer:
             return self.step()
         except NonFiniteLoss as error:
             step = self.nimg // self.trajectory.batch
-            self.save()  # no weight has changed in the failed step: this is the last good state
-            raise NonFiniteLoss(
-                f"{error} at step {step} ({self.nimg} images) of {self.folder.name}; the state before it is saved"
-            ) from None
-        except KeyboardInterrupt:
-            raise Interrupted(f"interrupted at {self.nimg} images") from None
+            if all(bool(p.isfinite().all()) for p in self.parameters):
+                self.save()  # no weight has changed in the failed step: this is the last good state
+            text = f"{error} at step {step} ({self.nimg} images) of {self.folder.name}; the last good state is kept"
+            self._log({"note": text})
+            raise NonFiniteLoss(text) from None
+        except KeyboardInterrupt:  # somewhere within a step: the state may be between two
+            raise Interrupted(f"interrupted at {self.nimg} images; the last checkpoint continues") from None
 
     def step(self) -> StepResult:
         """One step of the whole batch, then the EMAs. All randomness follows from (seed, step, purpose)."""
@@ -223,18 +230,30 @@ class Trainer:
             hot = drop_labels(hot, float(getattr(self.net.model, "label_dropout", 0.0)), draws)
         return MicroBatch(from_uint8(images).to(self.device), hot, draws)
 
-    def _missing_snapshots(self) -> list[int]:
-        return [
+    def _complete_snapshots(self) -> None:
+        """Write what is missing of the milestone that the present state stands at; refuse where an earlier one is."""
+        missing = [
             milestone
             for milestone in self.tracked.milestones
             for profile in self.tracked.profiles
-            if not snapshots.path(self.folder, milestone, profile).exists()
+            if milestone <= self.nimg and not snapshots.path(self.folder, milestone, profile).exists()
         ]
+        lost = sorted(set(missing) - set(self._here()))
+        if lost:
+            raise UsageError(
+                f"{self.folder}: training is at {self.nimg} images and the weights at {lost[0]} were not kept; "
+                "train it anew under another --runs folder"
+            )
+        if missing:
+            self._write_snapshots()
+
+    def _here(self) -> list[int]:
+        """The milestones that the step to the present state passed."""
+        return [m for m in self.tracked.milestones if self.nimg - self.trajectory.batch < m <= self.nimg]
 
     def _write_snapshots(self) -> None:
         """After the step that passes a milestone: every EMA as safetensors, named by the milestone and the profile."""
-        passed = [m for m in self.tracked.milestones if self.nimg - self.trajectory.batch < m <= self.nimg]
-        for milestone in passed:
+        for milestone in self._here():
             for profile in self.profiles:
                 weights = snapshots.state_with(self.net, self.averages[profile])
                 meta = {"trajectory": self.identity, "nimg": self.nimg, "data_manifest": self.stream.manifest_sha256}

@@ -1,4 +1,4 @@
-"""Learning-rate schedules: functions of the images seen, never of the run's length, so that a longer run continues a shorter one."""
+"""Learning-rate schedules: functions of images seen, never of the run's length: longer runs continue shorter ones."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,11 +30,28 @@ def state_with(net: nn.Module, average: Sequence[Tensor]) -> dict[str, Tensor]:
 
 
 def save(folder: Path, milestone: int, profile: str, state: Mapping[str, Tensor], meta: Mapping[str, Any]) -> Path:
-    """Write a snapshot atomically; `meta` (trajectory hash, images seen, data manifest) goes into its header."""
+    """Write a snapshot atomically; `meta` (trajectory hash, images seen, data manifest) goes into its header.
+
+    Equal weights and metadata give equal bytes.
+    """
     target = path(folder, milestone, profile)
     make_folder(target.parent)
-    write_atomic(target, safetensors.torch.save(dict(state), {key: str(value) for key, value in meta.items()}))
+    content = safetensors.torch.save(dict(state), {key: str(value) for key, value in meta.items()})
+    write_atomic(target, _canonical(content))
     return target
+
+
+def _canonical(content: bytes) -> bytes:
+    """A safetensors file with its metadata sorted: the library writes them in an order that differs from call to call.
+
+    The file is 8 bytes with the header's length (little-endian), the header as JSON, and the tensors' bytes.
+    """
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:end])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # tensors start at a multiple of 8
+    return len(text).to_bytes(8, "little") + text + content[end:]
 
 
 def load(file: Path, trajectory: str, net: nn.Module) -> dict[str, str]:
@@ -51,7 +69,7 @@ def load(file: Path, trajectory: str, net: nn.Module) -> dict[str, str]:
     if meta.get("trajectory") != trajectory:
         raise CorruptData(f"{file}: holds weights of another trajectory")
     expected = net.state_dict()
-    wrong = sorted(set(state) ^ set(expected))
+    wrong = sorted(set(state) ^ set(expected) or {key for key in state if state[key].shape != expected[key].shape})
     if wrong:
         raise CorruptData(f"{file}: its weights do not fit the network: {wrong[0]}")
     with torch.no_grad():

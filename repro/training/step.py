@@ -28,7 +28,7 @@ class MicroBatch(NamedTuple):
 
 
 class StepResult(NamedTuple):
-    """losses: mean per-pixel weighted loss of each micro-batch; grad_norm: L2 norm of the whole gradient before clipping."""
+    """losses: mean per-pixel weighted loss of each micro-batch; grad_norm: L2 norm of the gradient before clipping."""
 
     losses: list[float]
     grad_norm: float
@@ -37,8 +37,8 @@ class StepResult(NamedTuple):
 def reduction_factor(reduction: Reduction, elements: int) -> float:
     """What the sum over the `elements` of one image is multiplied by.
 
-    EDM trains on the sum. Song et al.'s published objective is the mean over pixels for VP and half the sum for VE; Adam
-    does not care, gradient clipping does.
+    EDM trains on the sum. Song et al.'s published objective is the mean over pixels for VP and half the sum for VE;
+    Adam does not care, gradient clipping does.
     """
     return {"sum": 1.0, "mean": 1.0 / elements, "half_sum": 0.5}[reduction]
 

@@ -10,11 +10,7 @@ from pathlib import Path
 
 from repro.errors import CheckFailed, UsageError
 from repro.files import make_folder
-from repro.launch.display import display
-from repro.launch.estimate import estimate
-from repro.launch.local import LocalExecutor
 from repro.launch.plan import Folders, Plan, check_prerequisites, make_plan
-from repro.launch.work import cores
 from repro.results.collect import collect
 from repro.tables import Cell, find_cell, load_table
 from repro.verbs import reporting
@@ -23,7 +19,7 @@ ASK_ABOVE_HOURS = 1.0
 
 
 def folders(options: argparse.Namespace, *, write: bool) -> Folders:
-    """The folders of a command line: options, then environment variables, then ./runs, ./data and PyTorch's own cache."""
+    """The folders of a command line: options, then environment variables, then ./runs, ./data and PyTorch's cache."""
     runs = options.runs or [Path(os.environ.get("REPRO_RUNS", "runs"))]
     data = options.data or Path(os.environ.get("REPRO_DATA", "data"))
     weights = options.weights or (Path(os.environ["REPRO_WEIGHTS"]) if "REPRO_WEIGHTS" in os.environ else None)
@@ -79,16 +75,17 @@ def compute(cells: Sequence[Cell], options: argparse.Namespace) -> Folders:
     for problem in plan.problems:
         print(f"not used: {problem}", file=sys.stderr)
     if not plan.jobs:
-        print(f"nothing to compute: all {plan.done} records are there", file=sys.stderr)
+        there = "the record is" if plan.done == 1 else f"all {plan.done} records are"
+        print(f"nothing to compute: {there} there", file=sys.stderr)
         return where
     check_prerequisites(cells, options.scale, options.gin, where, options.train)
     confirm(plan, options)
+    from repro.launch.display import display  # these take a second that "nothing to compute" need not wait for
+    from repro.launch.local import LocalExecutor, cores
+
     workers = min(options.jobs or cores(), len(plan.jobs))
-    print(
-        f"{plan.missing} of {plan.missing + plan.done} records to compute: {len(plan.jobs)} training runs, "
-        f"{workers} at a time, in {where.runs}",
-        file=sys.stderr,
-    )
+    runs = "1 training run" if len(plan.jobs) == 1 else f"{len(plan.jobs)} training runs, {workers} at a time"
+    print(f"{plan.missing} of {plan.missing + plan.done} records to compute: {runs}, in {where.runs}", file=sys.stderr)
     with display(len(plan.jobs)) as shown:
         executor = LocalExecutor(where, workers, shown)
         failures = executor.run(plan.jobs)
@@ -107,6 +104,8 @@ def confirm(plan: Plan, options: argparse.Namespace) -> None:
     """At more than an hour of estimated work say what it costs and ask; --yes answers."""
     if options.scale != "full":
         return
+    from repro.launch.estimate import estimate
+
     cost = estimate(plan)
     print(cost.text, file=sys.stderr)
     if cost.gpu_hours <= ASK_ABOVE_HOURS or options.yes:

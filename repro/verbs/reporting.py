@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 
 from repro.cells import resolve
-from repro.config import build
 from repro.files import make_folder, write_atomic
 from repro.launch.plan import Folders
 from repro.results.collect import Collection, collect
@@ -65,7 +64,10 @@ def _floor(collection: Collection, where: Folders, bindings: list[str]) -> str:
     resolved = resolve(collection.cells[0].cell, collection.scale, bindings)
     if not isinstance(resolved.protocol(), DigitsProtocol):
         return ""
-    stream = build(resolved.trajectory.args["data"]).open(where.data, 0)
+    dataset = resolved.dataset()
+    if not dataset.folder(where.data).is_dir():
+        return ""  # nothing is prepared for the sake of a caption
+    stream = dataset.open(where.data, 0)
     labels = stream.all_labels()
     count = resolved.evaluation.args["num_samples"]
     value = floor(stream.all_images(), labels, count, 0)

@@ -96,7 +96,7 @@ class Case:
         if mode == "exact":
             assert np.array_equal(array, expected), f"{name}: not equal"
         elif mode == "first_axis" and expected.ndim and not name.startswith(WHOLE):
-            for i, (row, expected_row) in enumerate(zip(array, expected)):
+            for i, (row, expected_row) in enumerate(zip(array, expected, strict=True)):
                 _close(f"{name}[{i}]", row, expected_row, limit)
         else:
             assert mode in ("whole", "first_axis"), f"unknown comparison {mode!r}"

@@ -31,7 +31,7 @@ def test_shipped_weights_know_the_digits(data: tuple[Tensor, Tensor]) -> None:
     images, labels = data
     with torch.no_grad():
         logits = load_network()(images)[1]
-    assert (logits.argmax(dim=1) == labels).double().mean() > 0.995
+    assert (logits.argmax(dim=1) == labels).double().mean() > 0.99
 
 
 def test_shipped_features_have_not_moved(data: tuple[Tensor, Tensor]) -> None:

@@ -141,4 +141,4 @@ def test_command_line(form: str, runs: Path, data: Path, tmp_path: Path, capsys:
     assert main([*words, "--format", form, "--out", str(out)]) == 0
     printed = capsys.readouterr().out
     assert out.read_text() == printed and ("1.05" in printed)
-    assert ("missing" in printed) == (form in ("md", "latex", "html"))
+    assert ("missing" in printed) == (form in ("md", "latex", "html", "svg"))
