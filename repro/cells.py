@@ -1,4 +1,4 @@
-"""From a cell's name to everything that decides its number: column, row, scale and user bindings, resolved and hashed."""
+"""From a cell's name to all that decides its number: column, row, scale and user bindings, resolved and hashed."""
 
 from __future__ import annotations
 

@@ -12,6 +12,7 @@ from repro.data.stream import Dataset
 from repro.diffusion.losses import EDMLoss, VELoss, VPLoss
 from repro.diffusion.precond import EDMPrecond, Precond, VEPrecond, VPPrecond
 from repro.diffusion.samplers import edm_sampler
+from repro.errors import UsageError
 from repro.metrics.protocols import DigitsProtocol, InceptionProtocol
 from repro.models.song import SongUNet
 from repro.scale import Scale
@@ -35,7 +36,8 @@ class Trajectory:
         optimizer: update rule.
         augment: augmentation pipe, or None.
         loss_scale: factor of the objective, not divided out again.
-        loss_reduction: how the error of one image becomes a number: `sum` over pixels (EDM), `mean` or `half_sum` (Song et al.).
+        loss_reduction: how the error of one image becomes a number: `sum` over pixels (EDM), `mean` or `half_sum`
+            (Song et al.).
         clip_norm: limit of the gradient's L2 norm, or None.
         seed: training seed: initial weights, data order, noise, dropout. One seed is one replicate.
     """
@@ -54,10 +56,22 @@ class Trajectory:
     clip_norm: float | None = None
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        network = self.denoiser.model
+        takes, gives = getattr(network, "augment_dim", 0), self.augment.label_dim if self.augment else 0
+        if gives not in (0, takes):
+            raise UsageError(
+                f"the augmentation gives {gives} labels, but {type(network).__name__}.augment_dim is {takes}"
+            )
+        if self.denoiser.label_dim != self.data.label_dim:
+            raise UsageError(
+                f"the network takes {self.denoiser.label_dim} classes, the data have {self.data.label_dim}"
+            )
+
 
 @dataclasses.dataclass
 class BestSnapshot:
-    """EDM's rule: the best of the snapshots at a fixed interval, each scored as the minimum over sampling ranges (appendix F.3).
+    """EDM's rule: the best of the snapshots at a fixed interval, each the minimum over sampling ranges (appendix F.3).
 
     Args:
         total_nimg: length of training in images; the last candidate.

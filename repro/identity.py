@@ -19,10 +19,10 @@ def digest(value: Any) -> str:
 
 
 def trajectory_hash(trajectory: Node) -> str:
-    """The identity of a training run: all that decides the weights at step t. Its length and what it tracks are no part."""
+    """Identity of a training run: all that decides the weights at step t. Its length and what it tracks are no part."""
     return digest(canonical(trajectory))
 
 
 def evaluation_hash(trajectory: Node, evaluation: Node) -> str:
-    """The identity of an evaluation, which includes the trajectory's. Milestone and range are in the path and the record."""
+    """Identity of an evaluation, which includes the trajectory's. Milestone and range are in path and record."""
     return digest({"trajectory": trajectory_hash(trajectory), "evaluation": canonical(evaluation)})

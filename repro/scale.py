@@ -67,7 +67,7 @@ UNIT_NAMES = {*_DIVISORS, *_REPLACED, "steps"}
 
 
 def apply_scale(tree: Node, scale: Node) -> Node:
-    """The resolved tree with every argument that declares a unit changed to the scale. Both trees are as resolved by Gin."""
+    """A resolved tree with every argument that declares a unit changed to the (resolved) scale."""
     check_steps(scale.args["steps"])
 
     def change(node: Node, key: str, value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""The papers' tables: which rows, columns and cells there are, and the values to compare with. Reads TOML, imports no torch."""
+"""The papers' tables: rows, columns and cells, and the values to compare with. Reads TOML, imports no torch."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def load_table(name: str) -> Table:
 
 
 def find_cell(name: str) -> Cell:
-    """The cell of a name such as 'edm/table2/f/cifar10-cond-vp'. Raises UsageError that names the part that is wrong."""
+    """The cell of a name such as 'edm/table2/f/cifar10-cond-vp'. UsageError names the part that is wrong."""
     parts = name.strip("/").split("/")
     if len(parts) != 4:
         raise UsageError(f"{name!r} is no cell; a cell is PAPER/TABLE/ROW/COLUMN, such as edm/table2/f/cifar10-cond-vp")

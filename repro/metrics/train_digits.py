@@ -28,8 +28,8 @@ LR = 2e-3
 MAX_LR = 4e-3
 LABEL_SMOOTHING = 0.05
 NOISE = 64.0
-"""Largest standard deviation, in grey levels, of the noise added in training (uniform an image). Without it the features of
-these few, mirrored images react to a grain that nobody sees more than to a missing class."""
+"""Largest standard deviation, in grey levels, of the noise added in training (uniform over images). Without it the
+features of these few, mirrored images react to a grain that nobody sees more than to a missing class."""
 
 
 def train(images: Tensor, labels: Tensor, epochs: int = EPOCHS) -> DigitsNet:
@@ -64,7 +64,7 @@ def train(images: Tensor, labels: Tensor, epochs: int = EPOCHS) -> DigitsNet:
 
 
 def with_noise(images: Tensor, generator: torch.Generator) -> Tensor:
-    """uint8 images with Gaussian noise, each of its own standard deviation up to NOISE grey levels, rounded and clipped."""
+    """uint8 images with Gaussian noise, each of its own standard deviation up to NOISE, rounded and clipped."""
     sd = NOISE * torch.rand(len(images), 1, 1, 1, generator=generator)
     noise = sd * torch.randn(images.shape, generator=generator)
     return (images + noise).round().clamp(0, 255).to(torch.uint8)

@@ -26,6 +26,8 @@ class Init:
 
     def draw(self, shape: Sequence[int], fan_in: int, fan_out: int, factor: float) -> nn.Parameter:
         """Draw a parameter of the given shape, times `factor`. ValueError for an unknown mode."""
+        if torch.empty(0).is_meta:  # counting parameters: nothing to draw, and meta arithmetic imports the compiler
+            return nn.Parameter(torch.empty(*shape))
         if self.mode == "xavier_uniform":
             value = math.sqrt(6 / (fan_in + fan_out)) * (torch.rand(*shape) * 2 - 1)
         elif self.mode == "xavier_normal":
@@ -63,8 +65,8 @@ class Linear(nn.Module):
 
 def resampling_kernel(resample_filter: Sequence[float]) -> Tensor:
     """Separable two-dimensional low-pass kernel f f^T / (sum f)^2. Returns (1, 1, L, L) float32 that sums to 1."""
-    f = torch.as_tensor(resample_filter, dtype=torch.float32)
-    return (torch.outer(f, f) / f.sum().square())[None, None]
+    area = sum(resample_filter) ** 2
+    return torch.tensor([[[[a * b / area for b in resample_filter] for a in resample_filter]]], dtype=torch.float32)
 
 
 class Conv2d(nn.Module):
@@ -174,7 +176,8 @@ class FourierEmbedding(nn.Module):
     def __init__(self, num_channels: int, scale: float = 16) -> None:
         super().__init__()
         self.freqs: Tensor
-        self.register_buffer("freqs", torch.randn(num_channels // 2) * scale)
+        freqs = torch.empty(num_channels // 2)
+        self.register_buffer("freqs", freqs if freqs.is_meta else torch.randn(num_channels // 2) * scale)
 
     def forward(self, x: Tensor) -> Tensor:
         angles = torch.outer(x, (2 * math.pi * self.freqs).to(x.dtype))

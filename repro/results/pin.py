@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from repro.cells import experiment_digest, resolve
-from repro.errors import MissingPrerequisite
+from repro.errors import MissingPrerequisite, UsageError
 from repro.results import references
 from repro.results.collect import collect
 from repro.results.fingerprint import fingerprint
@@ -53,6 +53,8 @@ def measured(table: str, scale: str, runs: Sequence[Path], least: int) -> dict[s
     for result in collect(loaded, scale, runs, cells).cells:
         if not result.replicates:
             continue
+        if result.stale:
+            raise UsageError(f"{result.cell.name}: its records were made by other sources; measure it with these")
         if len(result.replicates) < least:
             raise MissingPrerequisite(f"{result.cell.name} has {len(result.replicates)} replicates, needs {least}")
         found[result.cell.name] = {

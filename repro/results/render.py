@@ -1,4 +1,4 @@
-"""A collection as a table to read: markdown, LaTeX, HTML, CSV or JSON, all from one model."""
+"""A collection as a table to read: markdown, LaTeX, HTML, CSV, JSON or a picture, all from one model."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from typing import Any
 from tabulate import tabulate
 
 from repro.results.collect import CellResult, Collection, row_of
+from repro.results.picture import svg
 
-FORMATS = ("md", "latex", "html", "csv", "json")
+FORMATS = ("md", "latex", "html", "csv", "json", "svg")
 DAGGER = "†"
 STAR = "*"
 
@@ -28,13 +29,20 @@ def render(collection: Collection, form: str, caption: list[str]) -> str:
         "latex": lambda: _latex(collection, lines),
         "html": lambda: _html(collection, lines),
         "csv": lambda: collection.frame().to_csv(index=False).rstrip("\n"),
+        "svg": lambda: svg(collection.table.name, *cells_of(collection), lines),
         "json": lambda: json.dumps(as_json(collection, lines), indent=1, sort_keys=True),
     }
     return writers[form]()
 
 
 def grid(collection: Collection, form: str) -> str:
-    """Rows x columns: ours beside the paper's value in every column."""
+    """Rows x columns: ours beside the paper's value in every column, in one of tabulate's forms."""
+    headers, body = cells_of(collection)
+    return tabulate(body, headers=headers, tablefmt=form, disable_numparse=True)
+
+
+def cells_of(collection: Collection) -> tuple[list[str], list[list[str]]]:
+    """(headers, body) of the table as text."""
     found = {(result.cell.row, result.cell.column): result for result in collection.cells}
     columns = [name for name in collection.table.columns if any(key[1] == name for key in found)]
     metric = collection.cells[0].metric if collection.cells else ""
@@ -47,7 +55,7 @@ def grid(collection: Collection, form: str) -> str:
         results = [found.get((row, name)) for name in columns]
         if any(results):
             body.append([label, *(text for result in results for text in pair(collection, result))])
-    return tabulate(body, headers=headers, tablefmt=form, disable_numparse=True)
+    return headers, body
 
 
 def pair(collection: Collection, result: CellResult | None) -> tuple[str, str]:
