@@ -85,6 +85,11 @@ class BestSnapshot:
     interval_nimg: int = 2_500_000
     ranges: int = 3
 
+    def __post_init__(self) -> None:
+        for name in ("total_nimg", "interval_nimg", "ranges"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"BestSnapshot.{name} must be 1 or more, not {getattr(self, name)}")
+
     def milestones(self) -> list[int]:
         """Candidates in images, increasing; the last is the end of training."""
         inner = range(self.interval_nimg, self.total_nimg, self.interval_nimg)

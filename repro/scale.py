@@ -69,6 +69,9 @@ UNIT_NAMES = {*_DIVISORS, *_REPLACED, "steps"}
 def apply_scale(tree: Node, scale: Node) -> Node:
     """A resolved tree with every argument that declares a unit changed to the (resolved) scale."""
     check_steps(scale.args["steps"])
+    for name in _DIVISORS.values():
+        if not scale.args[name] > 0:
+            raise UsageError(f"Scale.{name} must be positive, not {scale.args[name]}")
 
     def change(node: Node, key: str, value: Any) -> Any:
         unit = getattr(node.target, "UNITS", {}).get(key)
@@ -91,7 +94,9 @@ def scaled(value: Any, unit: str, scale: Mapping[str, Any]) -> Any:
     if divisor == 1:
         return value
     result = value / divisor
-    return max(1, round(result)) if isinstance(value, int) and value else result
+    if not isinstance(value, int):
+        return result
+    return max(1, round(result)) if value > 0 else round(result)
 
 
 def scaled_steps(steps: int, pairs: Sequence[Sequence[int]]) -> int:

@@ -80,7 +80,7 @@ def table_names() -> tuple[str, ...]:
 def load_table(name: str) -> Table:
     """Read a table. Raises UsageError with the nearest name for an unknown one, or where its TOML is wrong."""
     if name not in table_names():
-        raise UsageError(f"no table {name!r}{suggest(name, table_names())} `repro list` shows all")
+        raise UsageError(f"no table {name!r}{suggest(name, table_names())} (`repro list` shows all)")
     file = assets.tables_dir() / f"{name.replace('/', '_', 1)}.toml"
     try:
         data = tomllib.loads(file.read_text(encoding="utf-8"))

@@ -167,3 +167,18 @@ def test_canonical_form_is_plain_json_of_equal_meaning() -> None:
     config = of("f", "cifar10-cond-vp", "mini").config
     assert config == canonical(of("f", "cifar10-cond-vp", "mini").experiment)
     assert config["class"] == "Experiment" and config["args"]["trajectory"]["revision"] == 1
+
+
+@pytest.mark.parametrize(
+    ("binding", "message"),
+    [
+        ("Scale.images = 0", "Scale.images must be positive"),
+        ("BestSnapshot.interval_nimg = 0", "BestSnapshot.interval_nimg must be 1 or more"),
+        ("BestSnapshot.total_nimg = -5", "BestSnapshot.total_nimg must be 1 or more"),
+    ],
+)
+def test_sizes_of_nothing_are_refused(binding: str, message: str) -> None:
+    cell = TABLE.cell("f", "cifar10-cond-vp")
+    assert cell is not None
+    with pytest.raises(UsageError, match=message):
+        resolve(cell, "mini", [binding]).selection()

@@ -124,7 +124,7 @@ def has_record(runs: Sequence[Path], resolved: Resolved, milestone: int, k: int,
         if not path.exists():
             continue
         try:
-            if read_record(path).evaluation_hash == resolved.evaluation_hash:
+            if read_record(path).key == (resolved.evaluation_hash, milestone, k):
                 return True
             problems.append(f"{path}: is a record of another evaluation")
         except CorruptData as error:

@@ -26,7 +26,7 @@ class HalfLifeEMA:
     @property
     def name(self) -> str:
         """Name of the profile in file names; equal for equal settings."""
-        ramp = "" if self.rampup_ratio is None else f"-ramp{self.rampup_ratio:g}"
+        ramp = "" if self.rampup_ratio is None else f"-ramp{self.rampup_ratio!r}"
         return f"halflife{self.halflife_nimg}{ramp}"
 
     def beta(self, cur_nimg: int, batch: int) -> float:
