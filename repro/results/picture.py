@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.terminal_theme import TerminalTheme
 
-WIDTH = 110
+WIDTH = 124
 """Characters a line."""
 _PAPER = TerminalTheme((255, 255, 255), (30, 30, 30), [(30, 30, 30)] * 8, [(90, 90, 90)] * 8)
 

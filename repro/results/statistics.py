@@ -15,10 +15,10 @@ its rate of false alarms is at most LEVEL + c (c - 1) / 2 LEVEL^2 (1.7 % for twe
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Sequence
-
-from scipy import special
+from typing import Any
 
 LEVEL = 0.01
 """False alarms a cell."""
@@ -26,6 +26,14 @@ POWER_SHIFT = 4.0
 """The shift, in sd of the reference, whose detection rate is printed as the power."""
 PAPER_RELATIVE_SD = 0.02
 """Relative sd of a paper's FID where the paper gives none (Karras et al. 2022, appendix F.1: about +-2 %)."""
+
+
+@functools.cache
+def _special() -> Any:
+    """scipy.special, imported when a verdict is due: it takes half a second that a table without one need not wait."""
+    from scipy import special
+
+    return special
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +74,7 @@ def against_replicates(fresh: Sequence[float], reference: Sequence[float]) -> Ou
     degrees = len(reference) - 1
     found = log_moments(fresh)[0]
     critical = _critical(degrees)
-    p = 2 * float(special.stdtr(degrees, -abs(found - mean) / width)) if width else float(found == mean)
+    p = 2 * float(_special().stdtr(degrees, -abs(found - mean) / width)) if width else float(found == mean)
     return Outcome(
         fresh=math.exp(found),
         reference=math.exp(mean),
@@ -81,13 +89,13 @@ def power(m: int, k: int, shift: float = POWER_SHIFT) -> float:
     """Probability that a shift of `shift` reference sd lies outside the band, with m reference and k fresh values."""
     critical = _critical(m - 1)
     noncentrality = shift / math.sqrt(1 / m + 1 / k)
-    inside = special.nctdtr(m - 1, noncentrality, critical) - special.nctdtr(m - 1, noncentrality, -critical)
+    inside = _special().nctdtr(m - 1, noncentrality, critical) - _special().nctdtr(m - 1, noncentrality, -critical)
     return float(1 - inside)
 
 
 def _critical(degrees: int) -> float:
-    """What |t| exceeds with probability LEVEL. (`scipy.special`: importing `scipy.stats` takes a second.)"""
-    return -float(special.stdtrit(degrees, LEVEL / 2))
+    """What |t| exceeds with probability LEVEL."""
+    return -float(_special().stdtrit(degrees, LEVEL / 2))
 
 
 def against_paper(fresh: Sequence[float], paper: float) -> Outcome:
@@ -97,15 +105,15 @@ def against_paper(fresh: Sequence[float], paper: float) -> Outcome:
         raise ValueError("needs a fresh value")
     width = PAPER_RELATIVE_SD * math.sqrt(1 + 1 / len(fresh))
     found, mean = log_moments(fresh)[0], math.log(paper)
-    critical = -float(special.ndtri(LEVEL / 2))
+    critical = -float(_special().ndtri(LEVEL / 2))
     shifted = POWER_SHIFT * PAPER_RELATIVE_SD / width
     return Outcome(
         fresh=math.exp(found),
         reference=paper,
         low=math.exp(mean - critical * width),
         high=math.exp(mean + critical * width),
-        p=2 * float(special.ndtr(-abs(found - mean) / width)),
-        power=float(special.ndtr(shifted - critical) + special.ndtr(-critical - shifted)),
+        p=2 * float(_special().ndtr(-abs(found - mean) / width)),
+        power=float(_special().ndtr(shifted - critical) + _special().ndtr(-critical - shifted)),
     )
 
 
