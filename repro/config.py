@@ -13,7 +13,6 @@ import importlib.util  # noqa: F401  gin 0.5 reads importlib.util without import
 import inspect
 import typing
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import gin.config
@@ -241,8 +240,3 @@ def flatten_origins(node: Node, prefix: str = "") -> dict[str, str]:
         if isinstance(item, Node):
             flat |= flatten_origins(item, path)
     return flat
-
-
-def gin_file(path: str) -> Path:
-    """The file on disk of a Gin path such as 'edm/table2/a.gin'."""
-    return assets.gin_dir() / path

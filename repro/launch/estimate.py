@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from functools import cache
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from repro.cells import Resolved
-from repro.config import build
+from repro.config import Node, build, canonical
 from repro.diffusion.samplers import count_nfe
+from repro.identity import digest
 from repro.launch.plan import Plan
 
 ASSUMED_FLOPS = 30e12
@@ -36,9 +35,14 @@ class Cost:
 def estimate(plan: Plan) -> Cost:
     """Cost of all that a plan has to compute (backward = twice the forward pass)."""
     flops, disk = 0.0, 0.0
+    networks: dict[str, tuple[float, int]] = {}  # equal networks are counted once
     for job in plan.jobs:
         resolved = job.wanted[0].resolve()
-        forward, parameters = _network(resolved)
+        denoiser = resolved.trajectory.args["denoiser"]
+        key = digest(canonical(denoiser))
+        if key not in networks:
+            networks[key] = _network(denoiser)
+        forward, parameters = networks[key]
         milestones = sorted({m for request in job.wanted for m in request.resolve().selection().milestones()})
         profiles = {request.resolve().ema().name for request in job.wanted}
         flops += 3 * forward * milestones[-1]
@@ -48,31 +52,10 @@ def estimate(plan: Plan) -> Cost:
     return Cost(len(plan.jobs), flops / ASSUMED_FLOPS / 3600, disk / 1e9)
 
 
-def _network(resolved: Resolved) -> tuple[float, int]:
-    """(FLOPs of one image's forward pass, parameters) of a cell's network."""
-    denoiser = resolved.trajectory.args["denoiser"]
-    return _count(_Key(resolved, denoiser))
-
-
-class _Key:
-    """Hashes a network by its configuration, so that equal ones are counted once."""
-
-    def __init__(self, resolved: Resolved, denoiser: object) -> None:
-        self.resolved = resolved
-        self.denoiser = denoiser
-        self.text = str(denoiser)
-
-    def __hash__(self) -> int:
-        return hash(self.text)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Key) and self.text == other.text
-
-
-@cache
-def _count(key: _Key) -> tuple[float, int]:
+def _network(denoiser: Node) -> tuple[float, int]:
+    """(FLOPs of one image's forward pass, parameters) of a network."""
     with torch.device("meta"), torch.no_grad():
-        net = build(key.denoiser).eval()
+        net = build(denoiser).eval()
         images = torch.zeros(1, net.img_channels, net.img_resolution, net.img_resolution)
         labels = torch.zeros(1, net.label_dim) if net.label_dim else None
         with FlopCounterMode(display=False) as counter:
