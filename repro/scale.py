@@ -23,13 +23,13 @@ class Scale:
         images: divisor of durations and ramps, counted in images.
         intervals: divisor of snapshot intervals, counted in images.
         halflives: divisor of EMA half-lives and decay times, counted in images.
-        batch: divisor of the batch size.
+        batch: strictly increasing map of batch sizes as (paper's, ours) pairs, linear in between; None keeps them.
         channels: divisor of feature channels.
         blocks: divisor of residual blocks a level.
         resolution: divisor of image resolutions and of attention resolutions.
         samples: divisor of the number of generated images.
         ranges: divisor of the number of sampling ranges.
-        steps: strictly increasing map of sampler steps as (paper's, ours) pairs, linear in between.
+        steps: strictly increasing map of sampler steps, given like `batch`.
         image_channels: colour channels of the replaced images; None keeps the column's.
         source: the data source that replaces every column's; None keeps it.
         protocol: the scoring protocol that replaces every row's; None keeps it.
@@ -39,7 +39,7 @@ class Scale:
     images: float = 1
     intervals: float = 1
     halflives: float = 1
-    batch: float = 1
+    batch: Sequence[tuple[int, int]] | None = None
     channels: float = 1
     blocks: float = 1
     resolution: float = 1
@@ -55,7 +55,6 @@ _DIVISORS = {
     "images": "images",
     "interval": "intervals",
     "halflife": "halflives",
-    "batch": "batch",
     "channels": "channels",
     "blocks": "blocks",
     "resolution": "resolution",
@@ -63,12 +62,14 @@ _DIVISORS = {
     "ranges": "ranges",
 }
 _REPLACED = {"image_channels", "source", "protocol"}
-UNIT_NAMES = {*_DIVISORS, *_REPLACED, "steps"}
+_MAPS = {"batch": "batch sizes", "steps": "sampler steps"}
+UNIT_NAMES = {*_DIVISORS, *_REPLACED, *_MAPS}
 
 
 def apply_scale(tree: Node, scale: Node) -> Node:
     """A resolved tree with every argument that declares a unit changed to the (resolved) scale."""
-    check_steps(scale.args["steps"])
+    for name in _MAPS:
+        check_map(name, scale.args[name])
     for name in _DIVISORS.values():
         if not scale.args[name] > 0:
             raise UsageError(f"Scale.{name} must be positive, not {scale.args[name]}")
@@ -88,8 +89,8 @@ def scaled(value: Any, unit: str, scale: Mapping[str, Any]) -> Any:
         return value if scale[unit] is None else scale[unit]
     if isinstance(value, list):
         return [scaled(item, unit, scale) for item in value]
-    if unit == "steps":
-        return value if not scale["steps"] else scaled_steps(value, scale["steps"])
+    if unit in _MAPS:
+        return value if not scale[unit] else mapped(unit, value, scale[unit])
     divisor = scale[_DIVISORS[unit]]
     if divisor == 1:
         return value
@@ -99,23 +100,23 @@ def scaled(value: Any, unit: str, scale: Mapping[str, Any]) -> Any:
     return max(1, round(result)) if value > 0 else round(result)
 
 
-def scaled_steps(steps: int, pairs: Sequence[Sequence[int]]) -> int:
-    """Sampler steps by linear interpolation between (paper's, ours) pairs, rounded; beyond the last pair an error."""
+def mapped(unit: str, value: int, pairs: Sequence[Sequence[int]]) -> int:
+    """A value by linear interpolation between (paper's, ours) pairs, rounded; beyond the pairs an error."""
     points = sorted((int(a), int(b)) for a, b in pairs)
-    if not points[0][0] <= steps <= points[-1][0]:
-        raise UsageError(f"the scale maps {points[0][0]} to {points[-1][0]} sampler steps, not {steps}")
+    if not points[0][0] <= value <= points[-1][0]:
+        raise UsageError(f"Scale.{unit} maps {points[0][0]} to {points[-1][0]} {_MAPS[unit]}, not {value}")
     for (x0, y0), (x1, y1) in zip(points, points[1:], strict=False):
-        if x0 <= steps <= x1:
-            return round(y0 + (y1 - y0) * (steps - x0) / (x1 - x0))
+        if x0 <= value <= x1:
+            return round(y0 + (y1 - y0) * (value - x0) / (x1 - x0))
     return points[0][1]
 
 
-def check_steps(pairs: Sequence[Sequence[int]] | None) -> None:
-    """Raise unless the map of sampler steps increases strictly."""
+def check_map(unit: str, pairs: Sequence[Sequence[int]] | None) -> None:
+    """Raise unless the map of a unit increases strictly."""
     points = sorted((int(a), int(b)) for a, b in pairs or ())
     for (x0, y0), (x1, y1) in zip(points, points[1:], strict=False):
         if x0 == x1 or y0 >= y1:
-            raise UsageError(f"Scale.steps must increase strictly: ({x0}, {y0}) and ({x1}, {y1}) do not")
+            raise UsageError(f"Scale.{unit} must increase strictly: ({x0}, {y0}) and ({x1}, {y1}) do not")
 
 
 def collisions(full: Mapping[str, Node], small: Mapping[str, Node]) -> list[str]:

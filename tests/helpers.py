@@ -24,7 +24,12 @@ from repro.training.loop import Tracked, Trainer
 
 CELL = "edm/table2/f/cifar10-cond-vp"
 SIBLING = "edm/table2/e/cifar10-cond-vp"
-TINY = ("Scale.images = 800_000", "Scale.intervals = 2_500", "Scale.batch = 64", "Scale.samples = 2_500")
+TINY = (
+    "Scale.images = 800_000",
+    "Scale.intervals = 2_500",
+    "Scale.batch = [(128, 2), (512, 8), (4096, 64)]",
+    "Scale.samples = 2_500",
+)
 """250 images in steps of 8, 20 generated images: about a second."""
 LONG = ("Scale.images = 100_000", "Scale.intervals = 500", *TINY[2:])
 """2,000 images in steps of 8: seconds, long enough to be hit in the middle."""

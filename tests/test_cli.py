@@ -179,7 +179,7 @@ def test_show_as_json(capsys: pytest.CaptureFixture[str]) -> None:
 def test_show_at_mini_is_smaller(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["show", CELL, "--scale", "mini", "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
-    assert facts["parameters"] < 1_000_000 and facts["milestone_kimg"] == 50
+    assert facts["parameters"] < 1_000_000 and 20 < facts["milestone_kimg"] < 1000
 
 
 def test_diff_names_what_a_row_changes(capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,7 +12,7 @@ from repro.cells import Resolved, resolve, scale_names
 from repro.config import REGISTRY, Node, canonical, flatten
 from repro.errors import UsageError
 from repro.results.fingerprint import differences, fingerprint
-from repro.scale import UNIT_NAMES, check_steps, collisions, scaled_steps
+from repro.scale import UNIT_NAMES, check_map, collisions, mapped
 from repro.tables import load_table
 
 TABLE = load_table("edm/table2")
@@ -48,7 +48,7 @@ def test_values_that_differ_at_full_differ_at_mini(column: str) -> None:
 def test_a_collision_is_named() -> None:
     full = {row: of(row, "cifar10-cond-vp", "full").experiment for row in "ab"}
     same = {row: of("a", "cifar10-cond-vp", "mini").experiment for row in "ab"}
-    assert any(line.startswith("trajectory.batch: a 128 and b 512 are both 16") for line in collisions(full, same))
+    assert any(line.startswith("trajectory.batch: a 128 and b 512 are both 48") for line in collisions(full, same))
 
 
 def test_the_scale_binds_no_key_of_a_row_or_column() -> None:
@@ -71,7 +71,7 @@ def test_mini_is_the_full_experiment_with_other_sizes() -> None:
     before, after = flatten(full.experiment), flatten(mini.experiment)
     assert after["trajectory.data.resolution"] == 16 and before["trajectory.data.resolution"] == 64
     assert after["trajectory.denoiser.model.attn_resolutions"] == [4]
-    assert after["trajectory.batch"] == 32 and after["evaluation.num_samples"] == 2000
+    assert after["trajectory.batch"] == 53 and after["evaluation.num_samples"] == 2000
     kept = ("dropout", "label_dropout", "channel_mult", "resample_filter", "augment_dim")
     for key in kept:
         assert after[f"trajectory.denoiser.model.{key}"] == before[f"trajectory.denoiser.model.{key}"]
@@ -81,11 +81,11 @@ def test_mini_is_the_full_experiment_with_other_sizes() -> None:
 
 def test_sampler_steps_increase_strictly() -> None:
     pairs = [(2, 2), (18, 8), (40, 12)]
-    assert [scaled_steps(n, pairs) for n in (2, 18, 29, 40)] == [2, 8, 10, 12]
+    assert [mapped("steps", n, pairs) for n in (2, 18, 29, 40)] == [2, 8, 10, 12]
     with pytest.raises(UsageError, match="maps 2 to 40"):
-        scaled_steps(41, pairs)
+        mapped("steps", 41, pairs)
     with pytest.raises(UsageError, match="increase strictly"):
-        check_steps([(2, 2), (18, 8), (40, 8)])
+        check_map("steps", [(2, 2), (18, 8), (40, 8)])
 
 
 def replaced(tree: Node, path: list[str], value: Any) -> Node:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -69,6 +71,55 @@ def resampling_kernel(resample_filter: Sequence[float]) -> Tensor:
     return torch.tensor([[[[a * b / area for b in resample_filter] for a in resample_filter]]], dtype=torch.float32)
 
 
+def dropout(x: Tensor, probability: float) -> Tensor:
+    """Zero each element with the given probability and divide what is kept by the rest of it.
+
+    Masks come from the global generator of x's device. On the CPU 16 random bits decide about an element, for a quarter
+    of the time of a Bernoulli draw: the probability is rounded to a multiple of 1/65536.
+    """
+    if x.device.type != "cpu":
+        return F.dropout(x, probability)
+    dropped = round(probability * 65536)
+    if dropped == 65536:
+        return torch.zeros_like(x)
+    words = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
+    kept = words.view(torch.int16)[: x.numel()].view(x.shape) >= dropped - 32768
+    return x * kept.to(x.dtype).mul_(65536 / (65536 - dropped))
+
+
+# For images of a few pixels the CPU library's convolutions are mostly overhead: the two functions below and
+# `Conv2d._resample` write them as matrix products, which takes a third to a half of the time.
+MATRIX_PIXELS = 256
+
+
+def pointwise(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """1x1 convolution. x: (N, C, H, W), weight: (O, C, 1, 1), bias: (O,) -> (N, O, H, W)."""
+    n, channels, height, width = x.shape
+    matrix = weight[:, :, 0, 0].expand(n, -1, -1)
+    return torch.baddbmm(bias[:, None], matrix, x.reshape(n, channels, -1)).reshape(n, -1, height, width)
+
+
+def tiny_convolution(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """3x3 convolution, zero padding, of images so small that every pixel sees every other one.
+
+    x: (N, C, H, W), H, W <= 2; weight: (O, C, 3, 3), bias: (O,) -> (N, O, H, W).
+    """
+    n, channels, height, width = x.shape
+    pixels = height * width
+    taps = weight.reshape(-1, 9) @ _taps(height, width, x.dtype)  # (O C, input pixel x output pixel)
+    matrix = taps.reshape(-1, channels, pixels, pixels).permute(1, 2, 0, 3).reshape(channels * pixels, -1)
+    return torch.addmm(bias.repeat_interleave(pixels), x.reshape(n, -1), matrix).reshape(n, -1, height, width)
+
+
+@functools.lru_cache(maxsize=16)
+def _taps(height: int, width: int, dtype: torch.dtype) -> Tensor:
+    """(9, pixels^2): which of the nine weights connects an input pixel (slow) with an output pixel (fast)."""
+    chosen = torch.zeros(3, 3, height, width, height, width, dtype=dtype)
+    for y_in, x_in, y_out, x_out in itertools.product(range(height), range(width), range(height), range(width)):
+        chosen[y_in - y_out + 1, x_in - x_out + 1, y_in, x_in, y_out, x_out] = 1
+    return chosen.reshape(9, -1)
+
+
 class Conv2d(nn.Module):
     """Convolution, optionally after halving or doubling the resolution with a low-pass filter.
 
@@ -101,6 +152,7 @@ class Conv2d(nn.Module):
         self.up = up
         self.down = down
         self.fused_resample = fused_resample
+        self._matrices: dict[tuple[object, ...], Tensor] = {}
         fans = (in_channels * kernel**2, out_channels * kernel**2)
         shape = [out_channels, in_channels, kernel, kernel]
         self.weight = init.draw(shape, *fans, init.weight) if kernel else None
@@ -114,12 +166,31 @@ class Conv2d(nn.Module):
             assert weight is not None and self.resample_filter is not None
             overlap = (self.resample_filter.shape[-1] - 1) // 2
             x = F.conv2d(x, weight, padding=self.kernel // 2 + overlap)
-            x = self._downsample(x, padding=0)
+            x = self._resample(x, padding=0)
             return x if bias is None else x + bias[:, None, None]
         if self.resample_filter is not None:
-            overlap = (self.resample_filter.shape[-1] - 1) // 2
-            x = self._upsample(x, overlap) if self.up else self._downsample(x, overlap)
-        return x if weight is None else F.conv2d(x, weight, bias, padding=self.kernel // 2)
+            x = self._resample(x, padding=(self.resample_filter.shape[-1] - 1) // 2)
+        if weight is None:
+            return x
+        if x.device.type == "cpu" and bias is not None:
+            if self.kernel == 1:
+                return pointwise(x, weight, bias)
+            if self.kernel == 3 and max(x.shape[2:]) <= 2:
+                return tiny_convolution(x, weight, bias)
+        return F.conv2d(x, weight, bias, padding=self.kernel // 2)
+
+    def _resample(self, x: Tensor, padding: int) -> Tensor:
+        resample = self._upsample if self.up else self._downsample
+        n, channels, height, width = x.shape
+        if x.device.type != "cpu" or height * width > MATRIX_PIXELS:
+            return resample(x, padding)
+        key = (height, width, padding, x.dtype)
+        if key not in self._matrices:
+            with torch.no_grad():
+                pixels = torch.eye(height * width, dtype=x.dtype).reshape(-1, 1, height, width)
+                self._matrices[key] = resample(pixels, padding)
+        matrix = self._matrices[key]
+        return (x.reshape(n * channels, -1) @ matrix.flatten(1)).reshape(n, channels, *matrix.shape[2:])
 
     def _depthwise_kernel(self, x: Tensor) -> Tensor:
         kernel = _like(self.resample_filter, x)
@@ -259,7 +330,7 @@ class UNetBlock(nn.Module):
         else:
             h = F.silu(self.norm1(h + params))
         if self.training and self.dropout:
-            h = F.dropout(h, self.dropout)
+            h = dropout(h, self.dropout)
         h = self.conv1(h)
         x = self._scaled_sum(h, x if self.skip is None else self.skip(x))
         if self.num_heads:

@@ -112,13 +112,14 @@ def _training(
         results, applied = [], []
         for _ in range(STEPS):
             results.append(trainer.step())
-            applied.append(_size(p.grad for p in trainer.parameters if p.grad is not None))
-    average = trainer.averages[profile.name]
+            assert trainer.weights.vector.grad is not None
+            applied.append(_size([trainer.weights.vector.grad]))
+    average = trainer.weights.split(trainer.averages[profile.name])
     found = {
         "losses": [loss for result in results for loss in result.losses],
         "grad_norms": [result.grad_norm for result in results],
         "applied_norms": applied,
-        "update": _distance(trainer.parameters, start),
+        "update": _distance(trainer.weights.parameters, start),
         "ema_update": _distance(average, start),
     }
     with torch.no_grad():

@@ -57,7 +57,7 @@ def noise_levels(loss: Callable[..., Tensor]) -> dict[str, list[float]]:
 def optimizer(trajectory: Trajectory) -> list[float]:
     """Where three steps of the optimiser lead weights with tiny, small and large gradients of changing sign."""
     weights = nn.Parameter(torch.zeros(3))
-    steps = trajectory.optimizer.create([weights])
+    steps = trajectory.optimizer.create(weights)
     for factor in (1.0, -0.5, 2.0):
         weights.grad = torch.tensor([1e-8, 1e-3, 1.0]) * factor
         for group in steps.param_groups:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -48,6 +48,6 @@ def from_settings(settings: Mapping[str, Any]) -> HalfLifeEMA:
 
 
 @torch.no_grad()
-def update(average: Sequence[Tensor], weights: Sequence[Tensor], beta: float) -> None:
-    """In place: average <- beta average + (1 - beta) weights, for parameters only (buffers are constants)."""
-    torch._foreach_lerp_(list(average), list(weights), 1 - beta)
+def update(average: Tensor, weights: Tensor, beta: float) -> None:
+    """In place: average <- beta average + (1 - beta) weights."""
+    average.lerp_(weights, 1 - beta)

@@ -21,13 +21,14 @@ from repro.errors import CorruptData, ReproError, UsageError
 from repro.files import append_line, remove_leftovers
 from repro.training import checkpoint, ema, snapshots
 from repro.training.step import MicroBatch, NonFiniteLoss, StepResult, training_step
+from repro.training.weights import FlatWeights
 
 if TYPE_CHECKING:
     from repro.data.stream import ImageStream
     from repro.experiment import Execution, Trajectory
 
 Progress = Callable[[dict[str, Any]], None]
-CHECKPOINT_FORMAT = 1
+CHECKPOINT_FORMAT = 2
 
 
 class Interrupted(ReproError):
@@ -84,10 +85,10 @@ class Trainer:
         self.stop = stop
         self.device = torch.device(execution.device)
         self.net = trajectory.denoiser.to(self.device).train()
-        self.parameters = list(self.net.parameters())
-        self.optimizer = trajectory.optimizer.create(self.parameters)
+        self.weights = FlatWeights(self.net)
+        self.optimizer = trajectory.optimizer.create(self.weights.vector)
         self.profiles = dict(tracked.profiles)
-        self.averages = {name: [p.detach().clone() for p in self.parameters] for name in self.profiles}
+        self.averages = {name: self.weights.vector.detach().clone() for name in self.profiles}
         self.nimg = 0
         self.notes: list[str] = []
         for part in (folder, folder / "ema"):
@@ -117,7 +118,7 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         # A profile that an earlier run tracked for another cell is tracked on, so that it stays exact.
         self.profiles |= {name: ema.from_settings(settings) for name, settings in state["profiles"].items()}
-        self.averages |= {name: [t.to(self.device) for t in tensors] for name, tensors in state["averages"].items()}
+        self.averages |= {name: average.to(self.device) for name, average in state["averages"].items()}
         self.nimg = state["nimg"]
 
     def _state(self) -> dict[str, Any]:
@@ -189,7 +190,7 @@ class Trainer:
             return self.step()
         except NonFiniteLoss as error:
             step = self.nimg // self.trajectory.batch
-            if all(bool(p.isfinite().all()) for p in self.parameters):
+            if bool(self.weights.vector.isfinite().all()):
                 self.save()  # no weight has changed in the failed step: this is the last good state
             text = f"{error} at step {step} ({self.nimg} images) of {self.folder.name}; the last good state is kept"
             self._log({"note": text})
@@ -201,10 +202,11 @@ class Trainer:
         """One step of the whole batch, then the EMAs. All randomness follows from (seed, step, purpose)."""
         trajectory, batch = self.trajectory, self.trajectory.batch
         step = self.nimg // batch
-        torch.manual_seed(derive_seed(trajectory.seed, "dropout", step, 0))
+        _seed_dropout(derive_seed(trajectory.seed, "dropout", step, 0), self.device)
         result = training_step(
             self.net,
             trajectory.loss,
+            self.weights,
             self.optimizer,
             [self._micro_batch(step, start) for start in range(0, batch, self.execution.micro_batch or batch)],
             lr=trajectory.lr(self.nimg),
@@ -215,7 +217,7 @@ class Trainer:
             clip_norm=trajectory.clip_norm,
         )
         for name, profile in self.profiles.items():
-            ema.update(self.averages[name], self.parameters, profile.beta(self.nimg, batch))
+            ema.update(self.averages[name], self.weights.vector, profile.beta(self.nimg, batch))
         self.nimg += batch
         return result
 
@@ -255,6 +257,13 @@ class Trainer:
         """After the step that passes a milestone: every EMA as safetensors, named by the milestone and the profile."""
         for milestone in self._here():
             for profile in self.profiles:
-                weights = snapshots.state_with(self.net, self.averages[profile])
+                weights = snapshots.state_with(self.net, self.weights.split(self.averages[profile]))
                 meta = {"trajectory": self.identity, "nimg": self.nimg, "data_manifest": self.stream.manifest_sha256}
                 snapshots.save(self.folder, milestone, profile, weights, meta)
+
+
+def _seed_dropout(seed: int, device: torch.device) -> None:
+    """Seed the generator that dropout draws from; `torch.manual_seed` would take half a millisecond for all of them."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from repro.diffusion.draws import Draws
 from repro.errors import ReproError
+from repro.training.weights import FlatWeights
 
 Reduction = Literal["sum", "mean", "half_sum"]
 
@@ -46,6 +47,7 @@ def reduction_factor(reduction: Reduction, elements: int) -> float:
 def training_step(
     net: nn.Module,
     loss: Callable[..., Tensor],
+    weights: FlatWeights,
     optimizer: torch.optim.Optimizer,
     micro_batches: Sequence[MicroBatch],
     *,
@@ -59,8 +61,10 @@ def training_step(
     """One iteration of the published loop without its EMA (EDM specification, section 8.2).
 
     Args:
-        net: denoiser; its parameters move in place.
+        net: denoiser.
         loss: (net, images, labels, augment=, draws=) -> (N, C, H, W) weighted squared error.
+        weights: the weights of `net`; they move in place.
+        optimizer: the optimiser of `weights.vector`.
         micro_batches: they make up the `batch` images of the step together.
         lr: learning rate of this step.
         batch: global batch size, by which the sum over images is divided.
@@ -70,8 +74,7 @@ def training_step(
     Raises:
         NonFiniteLoss: a micro-batch's loss is not finite; no weight has changed.
     """
-    parameters = [p for p in net.parameters() if p.requires_grad]
-    optimizer.zero_grad(set_to_none=True)
+    weights.clear_gradient()
     losses = []
     for part in micro_batches:
         error = loss(net, part.images, part.labels, augment=augment, draws=part.draws)
@@ -81,26 +84,20 @@ def training_step(
         if not math.isfinite(losses[-1]):
             raise NonFiniteLoss(f"the loss is {losses[-1]}")
         torch.autograd.backward(total * factor)
-    grads = [p.grad for p in parameters if p.grad is not None]
-    norm = _clean(grads)
+    gradient = weights.gather_gradient()
+    norm = _clean(gradient)
     if clip_norm is not None and norm > clip_norm:
-        torch._foreach_mul_(grads, clip_norm / (norm + 1e-6))
+        gradient.mul_(clip_norm / (norm + 1e-6))
     for group in optimizer.param_groups:
         group["lr"] = lr
     optimizer.step()
     return StepResult(losses, norm)
 
 
-@torch.no_grad()
-def _clean(grads: list[Tensor]) -> float:
+def _clean(gradient: Tensor) -> float:
     """NaN -> 0, +inf -> 1e5, -inf -> -1e5 in place; returns the L2 norm of what is left."""
-    norm = _norm(grads)
+    norm = float(torch.linalg.vector_norm(gradient))
     if not math.isfinite(norm):
-        for grad in grads:
-            torch.nan_to_num(grad, nan=0.0, posinf=1e5, neginf=-1e5, out=grad)
-        norm = _norm(grads)
+        torch.nan_to_num(gradient, nan=0.0, posinf=1e5, neginf=-1e5, out=gradient)
+        norm = float(torch.linalg.vector_norm(gradient))
     return norm
-
-
-def _norm(tensors: list[Tensor]) -> float:
-    return float(torch.linalg.vector_norm(torch.stack(torch._foreach_norm(tensors))))

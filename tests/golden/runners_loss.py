@@ -16,6 +16,7 @@ from repro.training.ema import HalfLifeEMA
 from repro.training.optimizers import Adam
 from repro.training.schedules import LinearRampup
 from repro.training.step import MicroBatch, training_step
+from repro.training.weights import FlatWeights
 
 LOSSES: dict[str, type[DenoisingLoss]] = {"VPLoss": VPLoss, "VELoss": VELoss, "EDMLoss": EDMLoss}
 
@@ -73,10 +74,11 @@ def run_training_loop(case: Case) -> None:
     net = case.network().train()
     parameters = dict(net.named_parameters())
     start = {name: p.detach().clone() for name, p in parameters.items()}
-    averaged = {name: value.clone() for name, value in start.items()}
+    weights = FlatWeights(net)
+    averaged = weights.vector.detach().clone()
     average = HalfLifeEMA(config["ema_halflife_kimg"] * 1000, config["ema_rampup_ratio"])
     rate = LinearRampup(config["lr"], config["lr_rampup_kimg"] * 1000)
-    optimizer = Adam().create(parameters.values())
+    optimizer = Adam().create(weights.vector)
     batch, rounds = config["batch"], config["accumulation_rounds"]
     losses: list[float] = []
     rates, betas = [], []
@@ -85,18 +87,19 @@ def run_training_loop(case: Case) -> None:
         rates.append(rate(nimg))
         betas.append(average.beta(nimg, config["batch_for_ema"]))
         result = training_step(
-            net, EDMLoss(), optimizer, micro_batches(case, step, batch // rounds),
+            net, EDMLoss(), weights, optimizer, micro_batches(case, step, batch // rounds),
             lr=rates[-1], batch=batch, loss_scale=config["loss_scaling"],
         )  # fmt: skip
         losses += result.losses
-        ema.update(list(averaged.values()), [p.detach() for p in parameters.values()], betas[-1])
+        ema.update(averaged, weights.vector, betas[-1])
+    averages = dict(zip(parameters, weights.split(averaged), strict=True))
     case.check("loss_mean", torch.tensor(losses))
     case.check("lr", torch.tensor(rates, dtype=torch.float64), tolerance=1e-6)
     case.check("beta", torch.tensor(betas, dtype=torch.float64), tolerance=1e-6)
     for name in sorted(case.outputs):
         which, _, key = name.partition("/")
         if which in ("net_delta", "ema_delta"):
-            now = parameters[key].detach() if which == "net_delta" else averaged[key]
+            now = parameters[key].detach() if which == "net_delta" else averages[key]
             case.check(name, now - start[key])
 
 

@@ -88,7 +88,7 @@ FAULTS = [
     Fault("step: clipping off", A_VP, step, "training_step", "clip_norm is not None and", "False and"),
     Fault("step: reduction", A_VP, step, "reduction_factor", "1.0 / elements", "2.0 / elements"),
     Fault("step: batch", F_VP, step, "training_step", "loss_scale / batch", "loss_scale / (batch + 1)"),
-    Fault("dropout: p", F_VP, layers.UNetBlock, "forward", "F.dropout(h, self", "F.dropout(h, 0.9 * self"),
+    Fault("dropout: p", F_VP, layers.UNetBlock, "forward", "dropout(h, self", "dropout(h, 0.9 * self"),
     Fault("dropout: key", F_VP, loop.Trainer, "step", '"dropout", step', '"dropout", step + 1'),
     Fault("augment: p", F_VP, augment.AugmentPipe, "_gated", "* self.p", "* self.p * 1.02"),
     Fault("augment: rotation", F_VP, augment.AugmentPipe, "_warp", "(r, self.aniso_rotate_prob", "(r, 0.55"),

@@ -16,9 +16,10 @@ def test_round_trip_and_path(runs: Path) -> None:
     record = make_record(base, 1.25, range=2, git_revision="abc", git_dirty=True)
     path = write_record(runs, record)
     assert read_record(path) == record
+    milestone = base.selection().milestones()[-1]
     run, evaluation = base.trajectory_hash[:16], base.evaluation_hash[:16]
-    assert path.relative_to(runs).as_posix() == f"{run}/eval/{evaluation}/50000/range2/record.json"
-    assert path == record_path(runs, base.trajectory_hash, base.evaluation_hash, 50000, 2)
+    assert path.relative_to(runs).as_posix() == f"{run}/eval/{evaluation}/{milestone}/range2/record.json"
+    assert path == record_path(runs, base.trajectory_hash, base.evaluation_hash, milestone, 2)
     assert list(find_records([runs])) == [path]
     assert [p.name for p in path.parent.iterdir()] == ["record.json"]
 

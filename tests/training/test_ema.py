@@ -25,16 +25,16 @@ def test_the_ramp_limits_the_half_life() -> None:
 
 
 def test_the_first_step_of_a_ramp_takes_the_weights_exactly() -> None:
-    average, weights = [torch.zeros(3)], [torch.tensor([0.1, -2.0, 3e-8])]
+    average, weights = torch.zeros(3), torch.tensor([0.1, -2.0, 3e-8])
     ema.update(average, weights, HalfLifeEMA(1000, 0.05).beta(0, 64))
-    assert torch.equal(average[0], weights[0])
+    assert torch.equal(average, weights)
 
 
 def test_update_is_the_weighted_mean() -> None:
-    average, weights = [torch.tensor([1.0, 2.0])], [torch.tensor([3.0, -2.0])]
+    average, weights = torch.tensor([1.0, 2.0]), torch.tensor([3.0, -2.0])
     ema.update(average, weights, 0.75)
-    assert torch.allclose(average[0], torch.tensor([1.5, 1.0]))
-    assert torch.equal(weights[0], torch.tensor([3.0, -2.0]))
+    assert torch.allclose(average, torch.tensor([1.5, 1.0]))
+    assert torch.equal(weights, torch.tensor([3.0, -2.0]))
 
 
 @pytest.mark.parametrize("profile", [HalfLifeEMA(), HalfLifeEMA(88_700, None), HalfLifeEMA(7, 0.123)])

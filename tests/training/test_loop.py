@@ -82,9 +82,9 @@ def test_interrupted_anywhere_ends_with_the_same_weights(tmp_path: Path) -> None
 def test_weights_do_move(tmp_path: Path) -> None:
     """What the comparisons above compare is not constant."""
     trainer = make_trainer(tmp_path, 10 * BATCH)
-    before = [p.detach().clone() for p in trainer.parameters]
+    before = trainer.weights.split(trainer.weights.vector.detach().clone())
     trainer.run()
-    assert all(not torch.equal(a, b) for a, b in zip(before, trainer.parameters, strict=True) if b.ndim > 1)
+    assert all(not torch.equal(a, b) for a, b in zip(before, trainer.weights.parameters, strict=True) if b.ndim > 1)
     other = make_trainer(tmp_path / "other", 10 * BATCH, bindings=["Trajectory.seed = 1"])
     other.run()
     assert (
@@ -121,9 +121,9 @@ def test_micro_batches_change_rounding_only(tmp_path: Path, micro_batch: int) ->
     for name, size in (("whole", 0), ("parts", micro_batch)):
         trainer = make_trainer(tmp_path / name, 5 * BATCH, bindings=["SongUNet.dropout = 0.0"], micro_batch=size)
         trainer.run()
-        states.append(torch.cat([p.detach().flatten() for p in trainer.parameters]))
+        states.append(trainer.weights.vector.detach())
     start = make_trainer(tmp_path / "start", BATCH, bindings=["SongUNet.dropout = 0.0"])
-    moved = (states[0] - torch.cat([p.detach().flatten() for p in start.parameters])).abs().max()
+    moved = (states[0] - start.weights.vector.detach()).abs().max()
     assert (states[0] - states[1]).abs().max() < 1e-3 * moved
     if micro_batch >= BATCH:
         assert torch.equal(*states)
@@ -214,7 +214,7 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path: Path) -> None:
         make_trainer(tmp_path, 10 * BATCH, stop=after(2)).run()
     trainer = make_trainer(tmp_path, 10 * BATCH)
     with torch.no_grad():
-        trainer.parameters[0].fill_(math.nan)
+        trainer.weights.vector[0] = math.nan
     with pytest.raises(NonFiniteLoss):
         trainer.run()
     kept = state(tmp_path)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from repro.diffusion.draws import StepDraws
 from repro.training.step import MicroBatch, NonFiniteLoss, reduction_factor, training_step
+from repro.training.weights import FlatWeights
 
 
 def squares(net: nn.Module, images: Tensor, labels: Any, augment: Any = None, draws: Any = None) -> Tensor:
@@ -25,22 +26,23 @@ def parts(images: Tensor, size: int) -> list[MicroBatch]:
     ]
 
 
-def setup(scale: float = 1.0) -> tuple[nn.Module, torch.optim.Optimizer, Tensor]:
+def setup(scale: float = 1.0) -> tuple[nn.Module, FlatWeights, torch.optim.Optimizer, Tensor]:
     torch.manual_seed(0)
     net = nn.Conv2d(1, 1, 1)
-    return net, torch.optim.SGD(net.parameters(), lr=0.0), scale * torch.randn(6, 1, 2, 2)
+    weights = FlatWeights(net)
+    return net, weights, torch.optim.SGD([weights.vector], lr=0.0), scale * torch.randn(6, 1, 2, 2)
 
 
 def gradient(size: int, **kwargs: Any) -> tuple[list[Tensor], float, list[float]]:
-    net, optimizer, images = setup()
+    net, weights, optimizer, images = setup()
     before = [p.detach().clone() for p in net.parameters()]
-    result = training_step(net, squares, optimizer, parts(images, size), lr=1.0, batch=6, **kwargs)
+    result = training_step(net, squares, weights, optimizer, parts(images, size), lr=1.0, batch=6, **kwargs)
     moved = [old - new.detach() for old, new in zip(before, net.parameters(), strict=True)]
     return moved, result.grad_norm, result.losses
 
 
 def expected(factor: float) -> list[Tensor]:
-    net, _, images = setup()
+    net, _, _, images = setup()
     (squares(net, images, None).sum() * factor).backward()
     return [p.grad for p in net.parameters() if p.grad is not None]
 
@@ -85,11 +87,11 @@ def test_clipping_limits_the_norm_of_all_gradients_together() -> None:
 
 @pytest.mark.parametrize("where", [0, 5])
 def test_a_loss_that_is_not_finite_moves_nothing(where: int) -> None:
-    net, optimizer, images = setup()
+    net, weights, optimizer, images = setup()
     before = [p.detach().clone() for p in net.parameters()]
     images[where, 0, 0, 0] = math.nan
     with pytest.raises(NonFiniteLoss, match="the loss is nan"):
-        training_step(net, squares, optimizer, parts(images, 2), lr=1.0, batch=6)
+        training_step(net, squares, weights, optimizer, parts(images, 2), lr=1.0, batch=6)
     assert all(torch.equal(a, b) for a, b in zip(before, net.parameters(), strict=True))
 
 
@@ -115,7 +117,8 @@ def test_gradients_that_are_not_finite_are_replaced_as_published(value: float, c
     def loss(net: Any, images: Tensor, labels: Any, augment: Any = None, draws: Any = None) -> Tensor:
         return Spike.apply(net.weight, value).expand(6, 2)[:, :, None, None] + 1
 
-    optimizer = torch.optim.SGD([weight], lr=0.0)
-    result = training_step(net, loss, optimizer, parts(torch.zeros(6, 1, 2, 2), 6), lr=1.0, batch=6)
+    weights = FlatWeights(net)
+    optimizer = torch.optim.SGD([weights.vector], lr=0.0)
+    result = training_step(net, loss, weights, optimizer, parts(torch.zeros(6, 1, 2, 2), 6), lr=1.0, batch=6)
     assert torch.equal(weight.detach(), torch.full((2,), -cleaned))
     assert result.grad_norm == pytest.approx(abs(cleaned) * math.sqrt(2))
