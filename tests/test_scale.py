@@ -48,7 +48,7 @@ def test_values_that_differ_at_full_differ_at_mini(column: str) -> None:
 def test_a_collision_is_named() -> None:
     full = {row: of(row, "cifar10-cond-vp", "full").experiment for row in "ab"}
     same = {row: of("a", "cifar10-cond-vp", "mini").experiment for row in "ab"}
-    assert any(line.startswith("trajectory.batch: a 128 and b 512 are both 48") for line in collisions(full, same))
+    assert any(line.startswith("trajectory.batch: a 128 and b 512 are both 56") for line in collisions(full, same))
 
 
 def test_the_scale_binds_no_key_of_a_row_or_column() -> None:
@@ -71,7 +71,7 @@ def test_mini_is_the_full_experiment_with_other_sizes() -> None:
     before, after = flatten(full.experiment), flatten(mini.experiment)
     assert after["trajectory.data.resolution"] == 16 and before["trajectory.data.resolution"] == 64
     assert after["trajectory.denoiser.model.attn_resolutions"] == [4]
-    assert after["trajectory.batch"] == 53 and after["evaluation.num_samples"] == 2000
+    assert after["trajectory.batch"] == 59 and after["evaluation.num_samples"] == 2000
     kept = ("dropout", "label_dropout", "channel_mult", "resample_filter", "augment_dim")
     for key in kept:
         assert after[f"trajectory.denoiser.model.{key}"] == before[f"trajectory.denoiser.model.{key}"]
