@@ -6,8 +6,12 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
+from repro.models import layers
 from repro.models.layers import (
     Conv2d,
     FourierEmbedding,
@@ -17,6 +21,7 @@ from repro.models.layers import (
     PositionalEmbedding,
     UNetBlock,
     attention,
+    dropout,
     resampling_kernel,
 )
 
@@ -172,3 +177,75 @@ def test_dropout_acts_in_training_only() -> None:
     assert not torch.equal(block(x, emb), block(x, emb))
     block.eval()
     assert torch.equal(block(x, emb), block(x, emb))
+
+
+SIZES = st.tuples(st.integers(1, 4), st.integers(1, 5), st.integers(1, 6), st.integers(1, 2), st.integers(1, 2))
+
+
+@settings(max_examples=60, deadline=None)
+@given(sizes=SIZES, kernel=st.sampled_from([1, 3]), seed=st.integers(0, 2**31))
+def test_matrix_products_are_the_convolutions_that_they_replace(
+    sizes: tuple[int, int, int, int, int], kernel: int, seed: int
+) -> None:
+    """Values and all three gradients."""
+    n, c_in, c_out, height, width = sizes
+    generator = torch.Generator().manual_seed(seed)
+
+    def drawn(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_()
+
+    x, weight, bias = drawn(n, c_in, height, width), drawn(c_out, c_in, kernel, kernel), drawn(c_out)
+    own = layers.pointwise if kernel == 1 else layers.tiny_convolution
+    ours, theirs = own(x, weight, bias), F.conv2d(x, weight, bias, padding=kernel // 2)
+    assert torch.allclose(ours, theirs, rtol=1e-12, atol=1e-12)
+    direction = torch.randn(ours.shape, generator=generator, dtype=torch.float64)
+    for a, b in zip(
+        torch.autograd.grad(ours, (x, weight, bias), direction),
+        torch.autograd.grad(theirs, (x, weight, bias), direction),
+        strict=True,
+    ):
+        assert torch.allclose(a, b, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("resample_filter", [(1, 1), (1, 3, 3, 1)])
+@pytest.mark.parametrize(
+    ("kernel", "options"), [(0, {"up": True}), (3, {"down": True}), (3, {"down": True, "fused_resample": True})]
+)
+@pytest.mark.parametrize("size", [2, 8, 32])
+def test_resampling_by_matrix_is_resampling_by_convolution(
+    monkeypatch: pytest.MonkeyPatch, resample_filter: tuple[int, ...], kernel: int, options: dict[str, bool], size: int
+) -> None:
+    torch.manual_seed(0)
+    layer = Conv2d(
+        3, 4 if kernel else 3, kernel, resample_filter=resample_filter, init=Init(bias=1.0), **options
+    ).double()
+    x = torch.randn(2, 3, size, size, dtype=torch.float64)
+    found = {}
+    for limit in (0, 10**6):
+        monkeypatch.setattr(layers, "MATRIX_PIXELS", limit)
+        found[limit] = layer(x)
+    assert torch.allclose(found[0], found[10**6], rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("probability", [0.0, 0.13, 0.5, 1.0])
+def test_dropout_zeroes_the_stated_share_and_keeps_the_mean(probability: float) -> None:
+    torch.manual_seed(0)
+    count = 1_000_003  # no multiple of the four decisions in a random word
+    x = torch.ones(count)
+    y = dropout(x, probability)
+    dropped = float((y == 0).double().mean())
+    assert abs(dropped - probability) <= 5 * math.sqrt(probability * (1 - probability) / count) + 1 / 65536
+    if probability < 1:
+        assert len(y.unique()) == (1 if probability == 0 else 2)
+        assert float(y.max()) == pytest.approx(1 / (1 - probability), rel=1e-4)
+    again = dropout(x, probability)
+    assert probability in (0.0, 1.0) or not torch.equal(y, again)
+
+
+def test_dropout_masks_are_independent_of_their_neighbours() -> None:
+    """Four decisions share a random word: none may follow from another."""
+    torch.manual_seed(0)
+    words = (dropout(torch.ones(400_000), 0.3) == 0).double().reshape(-1, 4)
+    correlation = torch.corrcoef(words.T) - torch.eye(4)
+    assert correlation.abs().max() < 5 / math.sqrt(len(words))
+    assert (words.mean(dim=0) - 0.3).abs().max() < 5 * math.sqrt(0.21 / len(words)) + 1 / 65536
