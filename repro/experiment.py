@@ -7,13 +7,16 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from repro.config import register
-from repro.data.sources import FFHQ, AFHQv2, Cifar10, Digits
+from repro.data.sources import FFHQ, AFHQv2, Cifar10, Digits, ImageNet
 from repro.data.stream import Dataset
-from repro.diffusion.losses import EDMLoss, VELoss, VPLoss
-from repro.diffusion.precond import EDMPrecond, Precond, VEPrecond, VPPrecond
+from repro.diffusion.ablation import ablation_sampler
+from repro.diffusion.losses import EDMLoss, VELoss, VPLoss, iDDPMLoss
+from repro.diffusion.precond import EDMPrecond, Precond, VEPrecond, VPPrecond, iDDPMPrecond
+from repro.diffusion.rk45 import rk45_sampler
 from repro.diffusion.samplers import edm_sampler
 from repro.errors import UsageError
 from repro.metrics.protocols import DigitsProtocol, InceptionProtocol
+from repro.models.adm import DhariwalUNet
 from repro.models.song import SongUNet
 from repro.scale import Scale
 from repro.training.augment import AugmentPipe
@@ -86,9 +89,7 @@ class BestSnapshot:
     ranges: int = 3
 
     def __post_init__(self) -> None:
-        for name in ("total_nimg", "interval_nimg", "ranges"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"BestSnapshot.{name} must be 1 or more, not {getattr(self, name)}")
+        _check_positive(self, "total_nimg", "interval_nimg", "ranges")
 
     def milestones(self) -> list[int]:
         """Candidates in images, increasing; the last is the end of training."""
@@ -97,10 +98,47 @@ class BestSnapshot:
 
     def choose(self, values: dict[tuple[int, int], float]) -> tuple[int, int] | None:
         """The (milestone, range) whose value is the cell's, or None unless every candidate of every range is there."""
-        wanted = [(milestone, k) for milestone in self.milestones() for k in range(self.ranges)]
-        if any(key not in values for key in wanted):
-            return None
-        return min(wanted, key=lambda key: values[key])
+        return _lowest(self, values)
+
+
+@dataclasses.dataclass
+class MinimumOfRanges:
+    """EDM's rule for a network that is given, not selected: the minimum over sampling ranges of its final weights
+    (appendix F.1). The ranges are the same at every scale: their spread says what a difference of samplers is worth.
+
+    Args:
+        total_nimg: length of training in images.
+        ranges: sampling ranges; range k holds seeds k n to (k + 1) n - 1.
+    """
+
+    UNITS = {"total_nimg": "images"}
+
+    total_nimg: int = 200_000_000
+    ranges: int = 3
+
+    def __post_init__(self) -> None:
+        _check_positive(self, "total_nimg", "ranges")
+
+    def milestones(self) -> list[int]:
+        """The end of training, in images."""
+        return [self.total_nimg]
+
+    def choose(self, values: dict[tuple[int, int], float]) -> tuple[int, int] | None:
+        """The (milestone, range) whose value is the cell's, or None unless every range is there."""
+        return _lowest(self, values)
+
+
+def _check_positive(rule: BestSnapshot | MinimumOfRanges, *names: str) -> None:
+    for name in names:
+        if getattr(rule, name) < 1:
+            raise UsageError(f"{type(rule).__name__}.{name} must be 1 or more, not {getattr(rule, name)}")
+
+
+def _lowest(rule: BestSnapshot | MinimumOfRanges, values: dict[tuple[int, int], float]) -> tuple[int, int] | None:
+    wanted = [(milestone, k) for milestone in rule.milestones() for k in range(rule.ranges)]
+    if any(key not in values for key in wanted):
+        return None
+    return min(wanted, key=lambda key: values[key])
 
 
 @dataclasses.dataclass
@@ -120,7 +158,7 @@ class Evaluation:
     ema: HalfLifeEMA
     sampler: Callable[..., Any]
     protocol: DigitsProtocol | InceptionProtocol
-    selection: BestSnapshot
+    selection: BestSnapshot | MinimumOfRanges
     num_samples: int = 50_000
 
 
@@ -157,6 +195,7 @@ CONFIGURABLES: Sequence[Callable[..., Any]] = (
     Evaluation,
     Execution,
     BestSnapshot,
+    MinimumOfRanges,
     Scale,
     # data
     Dataset,
@@ -164,15 +203,21 @@ CONFIGURABLES: Sequence[Callable[..., Any]] = (
     Cifar10,
     FFHQ,
     AFHQv2,
+    ImageNet,
     # networks, preconditioning, losses, sampling
     SongUNet,
+    DhariwalUNet,
     VPPrecond,
     VEPrecond,
+    iDDPMPrecond,
     EDMPrecond,
     VPLoss,
     VELoss,
+    iDDPMLoss,
     EDMLoss,
     edm_sampler,
+    ablation_sampler,
+    rk45_sampler,
     # training
     AugmentPipe,
     HalfLifeEMA,

@@ -25,12 +25,14 @@ class Scale:
         halflives: divisor of EMA half-lives and decay times, counted in images.
         batch: strictly increasing map of batch sizes as (paper's, ours) pairs, linear in between; None keeps them.
         channels: divisor of feature channels.
+        head_channels: divisor of the channels of an attention head.
         blocks: divisor of residual blocks a level.
         resolution: divisor of image resolutions and of attention resolutions.
         samples: divisor of the number of generated images.
         ranges: divisor of the number of sampling ranges.
         steps: strictly increasing map of sampler steps, given like `batch`.
         image_channels: colour channels of the replaced images; None keeps the column's.
+        classes: classes of the replaced data, where the column has any; None keeps the column's.
         source: the data source that replaces every column's; None keeps it.
         protocol: the scoring protocol that replaces every row's; None keeps it.
     """
@@ -41,12 +43,14 @@ class Scale:
     halflives: float = 1
     batch: Sequence[tuple[int, int]] | None = None
     channels: float = 1
+    head_channels: float = 1
     blocks: float = 1
     resolution: float = 1
     samples: float = 1
     ranges: float = 1
     steps: Sequence[tuple[int, int]] | None = None
     image_channels: int | None = None
+    classes: int | None = None
     source: Any = None
     protocol: Any = None
 
@@ -56,18 +60,20 @@ _DIVISORS = {
     "interval": "intervals",
     "halflife": "halflives",
     "channels": "channels",
+    "head_channels": "head_channels",
     "blocks": "blocks",
     "resolution": "resolution",
     "samples": "samples",
     "ranges": "ranges",
 }
-_REPLACED = {"image_channels", "source", "protocol"}
+_REPLACED = {"classes", "source", "protocol"}
 _MAPS = {"batch": "batch sizes", "steps": "sampler steps"}
-UNIT_NAMES = {*_DIVISORS, *_REPLACED, *_MAPS}
+UNIT_NAMES = {*_DIVISORS, *_REPLACED, *_MAPS, "image_channels"}
 
 
 def apply_scale(tree: Node, scale: Node) -> Node:
     """A resolved tree with every argument that declares a unit changed to the (resolved) scale."""
+    tree = _with_image_channels(tree, scale.args["image_channels"])
     for name in _MAPS:
         check_map(name, scale.args[name])
     for name in _DIVISORS.values():
@@ -76,7 +82,24 @@ def apply_scale(tree: Node, scale: Node) -> Node:
 
     def change(node: Node, key: str, value: Any) -> Any:
         unit = getattr(node.target, "UNITS", {}).get(key)
-        return value if unit is None else scaled(value, unit, scale.args)
+        return value if unit in (None, "image_channels") else scaled(value, unit, scale.args)
+
+    return transform(tree, change)
+
+
+def _with_image_channels(tree: Node, ours: int | None) -> Node:
+    """Every count of image channels in the proportion of the data's to ours: a network that predicts variances too has
+    twice as many."""
+    base = flatten(tree).get("trajectory.data.channels")
+    if ours is None or base is None:
+        return tree
+
+    def change(node: Node, key: str, value: Any) -> Any:
+        if getattr(node.target, "UNITS", {}).get(key) != "image_channels" or value is None:
+            return value
+        if value % base:
+            raise UsageError(f"{node.name}.{key} is {value}, no multiple of the data's {base} channels")
+        return value // base * ours
 
     return transform(tree, change)
 
@@ -86,7 +109,8 @@ def scaled(value: Any, unit: str, scale: Mapping[str, Any]) -> Any:
     if value is None:
         return None
     if unit in _REPLACED:
-        return value if scale[unit] is None else scale[unit]
+        # 0 classes are no replaced data's: an unconditional network stays one.
+        return value if scale[unit] is None or value == 0 else scale[unit]
     if isinstance(value, list):
         return [scaled(item, unit, scale) for item in value]
     if unit in _MAPS:

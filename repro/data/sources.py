@@ -181,6 +181,21 @@ class AFHQv2(ExternalSource):
         super().__init__(count)
 
 
+class ImageNet(ExternalSource):
+    """ImageNet's training set, cropped to the centre and resized by Lanczos; the class is the rank of the folder.
+
+    Args:
+        count: number of images expected.
+    """
+
+    name = "imagenet"
+    title = "the ImageNet (ILSVRC 2012) training set, centre-cropped,"
+    num_classes = 1000
+
+    def __init__(self, count: int | None = 1281167) -> None:
+        super().__init__(count)
+
+
 def folder_name(name: str, resolution: int, channels: int) -> str:
     """Name of the folder of prepared shards below the data folder, for example `digits-8x3`."""
     return f"{name}-{resolution}x{channels}"

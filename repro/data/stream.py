@@ -30,7 +30,12 @@ class Dataset:
         xflip: double the set by horizontal mirror images (Karras et al. 2022, Table 7).
     """
 
-    UNITS = {"source": "source", "resolution": "resolution", "channels": "image_channels"}
+    UNITS = {
+        "source": "source",
+        "resolution": "resolution",
+        "channels": "image_channels",
+        "label_dim": "classes",
+    }
 
     def __init__(
         self, source: Source, resolution: int, channels: int = 3, label_dim: int = 0, xflip: bool = False

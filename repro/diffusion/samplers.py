@@ -109,8 +109,16 @@ class _CountingDenoiser:
         return x / (1 + sigma**2)
 
 
+def is_adaptive(sampler: Callable[..., Tensor]) -> bool:
+    """Whether the denoiser calls of a (bound) sampler differ from image to image."""
+    return bool(getattr(getattr(sampler, "func", sampler), "ADAPTIVE", False))
+
+
 def count_nfe(sampler: Callable[..., Tensor]) -> int:
-    """Denoiser calls for one image (NFE) of a sampler whose configuration is already bound, found by running it."""
+    """Denoiser calls for one image (NFE) of a sampler whose configuration is already bound, found by running it.
+
+    Of an adaptive sampler those for one exactly denoised image, as a rough figure.
+    """
     net = _CountingDenoiser()
     sampler(net, torch.zeros(1, 1, 1, 1))
     return net.calls

@@ -18,7 +18,6 @@ from repro.cells import Resolved
 from repro.config import build, canonical
 from repro.data.stream import ImageStream
 from repro.diffusion.draws import derive_seed
-from repro.diffusion.samplers import count_nfe
 from repro.errors import UsageError
 from repro.experiment import Execution, Trajectory
 from repro.files import make_folder, remove_leftovers, write_atomic, write_json
@@ -154,7 +153,7 @@ class Worker:
                 raise Interrupted("stopped while sampling; the same command continues after the training")
 
         started = time.monotonic()
-        images = generate(
+        images, nfe = generate(
             net,
             evaluation.sampler,
             range(first, first + evaluation.num_samples),
@@ -186,7 +185,7 @@ class Worker:
             range=task.range,
             first_seed=first,
             num_samples=evaluation.num_samples,
-            nfe=count_nfe(evaluation.sampler),
+            nfe=nfe,
             metrics={name: Metric(float(v), evaluation.num_samples, protocol["class"]) for name, v in scores.items()},
             protocol=protocol,
             weights="trained",

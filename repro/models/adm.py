@@ -12,21 +12,22 @@ from torch import Tensor, nn
 
 from repro.models.layers import Conv2d, GroupNorm, Init, Linear, PositionalEmbedding, UNetBlock
 
-CHANNELS_PER_HEAD = 64
-
 
 class DhariwalUNet(nn.Module):
     """Raw network F of the denoiser. `label_dropout` is only kept here: the training step applies it to the labels.
 
     img_resolution: pixels of a side, divisible by 2 ** (len(channel_mult) - 1).
-    attn_resolutions: resolutions with self-attention, one head for every full 64 channels (none below 64 channels).
+    attn_resolutions: resolutions with self-attention, one head for every full `channels_per_head` channels (none below
+    that many).
     """
 
     UNITS: ClassVar[dict[str, str]] = {
         "img_resolution": "resolution",
         "in_channels": "image_channels",
         "out_channels": "image_channels",
+        "label_dim": "classes",
         "model_channels": "channels",
+        "channels_per_head": "head_channels",
         "num_blocks": "blocks",
         "attn_resolutions": "resolution",
     }
@@ -45,6 +46,7 @@ class DhariwalUNet(nn.Module):
         attn_resolutions: Sequence[int] = (32, 16, 8),
         dropout: float = 0.10,
         label_dropout: float = 0.0,
+        channels_per_head: int = 64,
     ) -> None:
         super().__init__()
         self.img_resolution = img_resolution
@@ -53,6 +55,7 @@ class DhariwalUNet(nn.Module):
         self.label_dim = label_dim
         self.augment_dim = augment_dim
         self.label_dropout = label_dropout
+        self._channels_per_head = channels_per_head
         emb_channels = model_channels * channel_mult_emb
         third = math.sqrt(1 / 3)
         init = Init("kaiming_uniform", weight=third, bias=third)
@@ -78,7 +81,7 @@ class DhariwalUNet(nn.Module):
         self.out_conv = Conv2d(channels, out_channels, 3, init=init_zero)
 
     def _block(self, in_channels: int, out_channels: int, attention: bool = False, **resampling: Any) -> UNetBlock:
-        heads = out_channels // CHANNELS_PER_HEAD if attention else 0
+        heads = out_channels // self._channels_per_head if attention else 0
         return UNetBlock(in_channels, out_channels, num_heads=heads, **resampling, **self._block_options)
 
     def _build_encoder(self, init: Init) -> list[int]:

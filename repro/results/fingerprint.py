@@ -132,7 +132,7 @@ def _pixels(evaluation: Evaluation, net: Precond) -> dict[str, Any]:
     """Two images as an evaluation makes them: labels, noise, and means, spreads and first row before quantisation."""
     seen: dict[str, Any] = {}
 
-    def sampler(net: Precond, latents: Tensor, labels: Tensor | None, *rest: Any) -> Tensor:
+    def sampler(net: Any, latents: Tensor, labels: Tensor | None, *rest: Any) -> Tensor:
         images = evaluation.sampler(net, latents, labels, *rest)
         seen["latents"] = latents.flatten()[:4].tolist()
         seen["labels"] = [] if labels is None else labels.argmax(1).tolist()
@@ -143,7 +143,7 @@ def _pixels(evaluation: Evaluation, net: Precond) -> dict[str, Any]:
         return torch.linspace(-1.1, 1.1, images.numel(), dtype=torch.float64).reshape(images.shape)
 
     rule: Any = evaluation.protocol.labels
-    quantised = generate(net.eval(), sampler, [3, 11], labels=rule)
+    quantised = generate(net.eval(), sampler, [3, 11], labels=rule).images
     return {**seen, "quantised": zlib.crc32(quantised.numpy().tobytes())}
 
 

@@ -35,9 +35,17 @@ def chosen_cells(options: argparse.Namespace) -> list[Cell]:
     return table.select(options.rows, columns)
 
 
+def computable_cell(name: str) -> Cell:
+    """The cell of a name. UsageError where the paper's value can only be quoted."""
+    cell = find_cell(name)
+    if cell.reference_only:
+        raise UsageError(f"{cell.name} is reference only: {cell.reference_only}")
+    return cell
+
+
 def run(options: argparse.Namespace) -> int:
     """Compute the missing records of one cell and say what they are."""
-    cell = find_cell(options.cell)
+    cell = computable_cell(options.cell)
     where = compute([cell], options)
     table = load_table(cell.table)
     collection = collect(table, options.scale, where.readable, [cell], options.gin)
@@ -48,7 +56,7 @@ def run(options: argparse.Namespace) -> int:
 def reproduce(options: argparse.Namespace) -> int:
     """Compute what a table misses, print the table and write it beside the runs."""
     cells = chosen_cells(options)
-    where = compute(cells, options)
+    where = compute([cell for cell in cells if not cell.reference_only], options)
     table = load_table(options.table)
     collection = collect(table, options.scale, where.readable, cells, options.gin)
     text = reporting.text(collection, options, where)
@@ -75,6 +83,9 @@ def compute(cells: Sequence[Cell], options: argparse.Namespace) -> Folders:
     for problem in plan.problems:
         print(f"not used: {problem}", file=sys.stderr)
     if not plan.jobs:
+        if not plan.done:
+            print("nothing to compute: these cells are reference only", file=sys.stderr)
+            return where
         there = "the record is" if plan.done == 1 else f"all {plan.done} records are"
         print(f"nothing to compute: {there} there", file=sys.stderr)
         return where
