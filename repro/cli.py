@@ -125,6 +125,19 @@ def parser() -> Parser:
     _format(verb)
 
     verb = _verb(
+        verbs, "plot", _plot, "draw a table or figure from the records that there are, as PNG and SVG",
+        "repro plot edm/figure2 --scale mini --out figure2",
+    )  # fmt: skip
+    verb.add_argument("table", metavar="TABLE")
+    _selection(verb)
+    _configuration(verb)
+    _folders(verb)
+    verb.add_argument(
+        "--out", type=Path, metavar="FILE",
+        help="FILE.png or FILE.svg, or a name without either for both (default: beside the runs)",
+    )  # fmt: skip
+
+    verb = _verb(
         verbs, "check", _check, "are the numbers still what they were?",
         "repro check edm/table2 --fingerprint --junit report.xml",
     )  # fmt: skip
@@ -237,6 +250,12 @@ def _collect(options: argparse.Namespace) -> int:
     from repro.verbs import reporting
 
     return reporting.collect_table(options)
+
+
+def _plot(options: argparse.Namespace) -> int:
+    from repro.verbs import plotting
+
+    return plotting.plot(options)
 
 
 def _check(options: argparse.Namespace) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
 import json
@@ -21,13 +22,14 @@ from repro.diffusion.draws import derive_seed
 from repro.errors import UsageError
 from repro.experiment import Execution, Trajectory
 from repro.files import make_folder, remove_leftovers, write_atomic, write_json
-from repro.launch.claims import Owner, acquire, how_to_release
+from repro.launch.claims import Claim, Owner, acquire, how_to_release
 from repro.launch.plan import Folders, Job, Task, has_record
 from repro.pictures import write_grid
 from repro.results import provenance
 from repro.results.records import Metric, Record, record_path, write_record
 from repro.sampling import generate
 from repro.training import snapshots
+from repro.training.distributed import World
 from repro.training.loop import Interrupted, Tracked, Trainer
 
 Report = Callable[[dict[str, Any]], None]
@@ -43,11 +45,13 @@ class Worker:
         folders: where runs, data and weights lie.
         report: called with {"fraction", "phase", ...} as a job goes on.
         stop: asked after every step; True ends the job with `Interrupted` once its state is saved.
+        world: the processes that do each job together. The first one claims, evaluates and writes.
     """
 
     folders: Folders
     report: Report = lambda event: None
     stop: Callable[[], bool] = lambda: False
+    world: World = World()
 
     def run(self, job: Job) -> str | None:
         """Do a job. None when it is done; nothing is done where a living owner holds its trajectory, which is named."""
@@ -57,19 +61,25 @@ class Worker:
                 f"{job.wanted[0].cell}: resolves to {resolved.trajectory_hash[:16]} here, was planned as "
                 f"{job.trajectory_hash[:16]}: the configuration or the package changed in between"
             )
-        execution = settle(build(resolved.execution))
+        execution = settle(build(resolved.execution), self.world)
         folder = make_folder(self.folders.runs / resolved.run)
-        claim = acquire(folder)
-        if isinstance(claim, Owner):
-            return f"{claim} ({how_to_release(folder)})" if claim.host != socket.gethostname() else str(claim)
-        with claim:
-            pending = [t for t in job.tasks if not self._done(t)]
-            if pending:
-                trajectory, stream = self._open(resolved, execution)
-                self._train(job, resolved, trajectory, stream, folder, execution)
-                for index, task in enumerate(pending):
-                    self._evaluate(task, trajectory, stream, folder, execution, (index, len(pending)))
+        claim = acquire(folder) if self.world.first else None
+        owner = self.world.from_first(_say(claim, folder) if isinstance(claim, Owner) else None)
+        if owner is not None:
+            return str(owner)
+        with claim if isinstance(claim, Claim) else contextlib.nullcontext():
+            self._work(job, resolved, folder, execution)
         return None
+
+    def _work(self, job: Job, resolved: Resolved, folder: Path, execution: Execution) -> None:
+        pending: list[Task] = self.world.from_first([t for t in job.tasks if not self._done(t)])
+        if not pending:
+            return
+        trajectory, stream = self._open(resolved, execution)
+        self._train(job, resolved, trajectory, stream, folder, execution)
+        for index, task in enumerate(pending if self.world.first else ()):
+            self._evaluate(task, trajectory, stream, folder, execution, (index, len(pending)))
+        self.world.wait()
 
     def _done(self, task: Task) -> bool:
         return has_record(self.folders.readable, task.request.resolve(), task.milestone, task.range, [])
@@ -101,7 +111,7 @@ class Worker:
             "execution": dataclasses.asdict(execution),
         }
         files = [snapshots.path(folder, m, name) for m in milestones for name in profiles]
-        if all(file.exists() for file in files):
+        if self.world.from_first(all(file.exists() for file in files)):
             return
 
         def progress(event: dict[str, Any]) -> None:
@@ -109,15 +119,18 @@ class Worker:
             self.report({"phase": "train", "fraction": share * event["nimg"], "before": share * begin, **event})
 
         tracked = Tracked(profiles, milestones)
-        trainer = Trainer(trajectory, resolved.trajectory_hash, stream, folder, tracked, execution, progress, self.stop)
+        trainer = Trainer(
+            trajectory, resolved.trajectory_hash, stream, folder, tracked, execution, progress, self.stop, self.world
+        )
         begin = trainer.nimg
         # The trainer has accepted the folder: only now may its description change.
         manifest["tracks"] = {
             "profiles": {name: profile.settings() for name, profile in trainer.profiles.items()},
             "milestones_nimg": sorted({*milestones, *_kept_milestones(folder)}),
         }
-        write_json(folder / "manifest.json", manifest)
-        write_atomic(folder / "config.gin", resolved.text.encode())
+        if self.world.first:
+            write_json(folder / "manifest.json", manifest)
+            write_atomic(folder / "config.gin", resolved.text.encode())
         for note in trainer.notes:
             self.report({"note": f"{job.title} ({resolved.run}): {note}"})
         trainer.run()
@@ -198,7 +211,7 @@ class Worker:
             hardware=provenance.hardware(),
             execution=dataclasses.asdict(execution),
             threads=torch.get_num_threads(),
-            world_size=1,
+            world_size=self.world.size,
             seconds=seconds,
             created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         )
@@ -211,11 +224,18 @@ def build_trajectory(resolved: Resolved) -> Trajectory:
     return build(resolved.trajectory)
 
 
-def settle(execution: Execution) -> Execution:
-    """The execution settings with `auto` decided for this machine."""
+def _say(owner: Owner, folder: Path) -> str:
+    """The owner of a claim, and on another host how to end the claim if it is gone."""
+    return f"{owner} ({how_to_release(folder)})" if owner.host != socket.gethostname() else str(owner)
+
+
+def settle(execution: Execution, world: World = World()) -> Execution:
+    """The execution settings with `auto` decided for this machine, and the GPU for this process."""
     device = execution.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and world.size > 1:
+        device = f"cuda:{world.local_rank}"
     return dataclasses.replace(execution, device=device)
 
 

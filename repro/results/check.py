@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 from repro.cells import experiment_digest, resolve
 from repro.results import references
 from repro.results.collect import MARKS, Collection
-from repro.results.fingerprint import differences, fingerprint
+from repro.results.fingerprint import Shared, differences, fingerprint
 from repro.results.references import load_fingerprints, load_references
 from repro.results.statistics import LEVEL, POWER_SHIFT, table_holds
 from repro.tables import Cell, Table
@@ -40,6 +40,7 @@ def check_fingerprints(
 ) -> Report:
     """Compute every cell's fingerprint at mini and compare it with the committed one."""
     committed = load_fingerprints(table.name)
+    shared: Shared = {}
     lines = []
     for index, cell in enumerate(cells):
         progress(index, len(cells), cell.name)
@@ -48,7 +49,7 @@ def check_fingerprints(
             lines.append(Line(cell.name, "skipped", f"none in {references.fingerprint_file(table.name).name}"))
             continue
         resolved = resolve(cell, "mini")
-        moved = differences(fingerprint(resolved, data_dir), reference["values"])
+        moved = differences(fingerprint(resolved, data_dir, shared), reference["values"])
         if reference["experiment"] != experiment_digest(resolved):
             moved.insert(0, "the resolved configuration is another one")
         text = "; ".join(moved) if moved else "unmoved"

@@ -21,7 +21,7 @@ from repro.cells import experiment_digest, resolve
 from repro.errors import MissingPrerequisite, UsageError
 from repro.results import references
 from repro.results.collect import collect
-from repro.results.fingerprint import fingerprint
+from repro.results.fingerprint import Shared, fingerprint
 from repro.tables import load_table, table_names
 
 
@@ -38,9 +38,11 @@ def full_hashes() -> dict[str, dict[str, str]]:
 def all_fingerprints(table: str, data: Path) -> dict[str, dict[str, Any]]:
     """Fingerprint of every cell of a table at mini, with the digest of the configuration it belongs to."""
     found = {}
+    shared: Shared = {}
     for cell in load_table(table).computable:
         resolved = resolve(cell, "mini")
-        found[cell.name] = {"experiment": experiment_digest(resolved), "values": fingerprint(resolved, data)}
+        values = fingerprint(resolved, data, shared)
+        found[cell.name] = {"experiment": experiment_digest(resolved), "values": values}
         print(cell.name, file=sys.stderr)
     return found
 

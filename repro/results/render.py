@@ -108,7 +108,7 @@ def notes(collection: Collection) -> list[str]:
         if result.cell.inferred:
             inferred.setdefault(result.cell.inferred, []).append(result.cell.row)
     for reason, rows in inferred.items():
-        names = ", ".join(sorted({row.upper() for row in rows}))
+        names = ", ".join(sorted({row.upper() if len(row) == 1 else row for row in rows}))
         lines.append(f"{DAGGER} {names}: inferred setting, no verdict against the paper: {reason}.")
     if any(result.cell.starred for result in collection.cells):
         lines.append(f"{STAR} {table.starred}")
