@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 REFERENCE_ONLY = "reference only"
 STALE = "stale: made by other sources of repro"
-TRAINED = "trained here; the paper evaluated published weights: no verdict against the paper"
+TRAINED = "trained here; the paper evaluated published weights"
 MARKS = (STALE,)
 """Notes that mark a value without saying why it has no verdict."""
 
