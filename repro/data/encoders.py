@@ -50,7 +50,7 @@ class PixelEncoder:
 
 
 class EDM2Latents:
-    """EDM2's ImageNet-512: shards hold the posterior's 4 means, then its 4 standard deviations, of a VAE fed with [0, 1].
+    """EDM2's ImageNet-512: shards hold 4 means, then 4 standard deviations, of the posterior of a VAE fed with [0, 1].
 
     A fresh normal draw is made at every use; channels are then brought to mean 0 and standard deviation 0.5
     (Karras et al. 2024, table 6; the usual factor 0.18215 is not used).

@@ -1,7 +1,7 @@
 """Image files -> square uint8 arrays: decoding, colour modes, and the resize and crop modes of the papers.
 
-Every mode is named, because two data sets that differ in it are different data sets: "ImageNet-64" of Karras et al. 2022
-and of Karras et al. 2024 share no image.
+Every mode is named, because two data sets that differ in it are different data sets: the "ImageNet-64" of Karras et al.
+2022 and that of Karras et al. 2024 share no image.
 """
 
 from __future__ import annotations
@@ -135,9 +135,9 @@ def read_image(content: bytes, crop: str, resolution: int, channels: int, conver
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a large picture or odd metadata is no reason to speak
         try:
-            with Image.open(io.BytesIO(content)) as image:
-                image.load()
-                image = _in_mode(image, crop, wanted, convert)
+            with Image.open(io.BytesIO(content)) as opened:
+                opened.load()
+                image = _in_mode(opened, crop, wanted, convert)
         except (UnidentifiedImageError, OSError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
             raise CorruptData(f"unreadable image ({_reason(error)})") from error
         except (ValueError, IndexError, KeyError, TypeError, MemoryError) as error:  # of broken files, by decoder

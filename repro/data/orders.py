@@ -87,7 +87,7 @@ def edm2_order(size: int, seed: int, epoch: int) -> Indices:
 
 
 def dit_order(size: int, seed: int, epoch: int) -> Indices:
-    """PyTorch's DistributedSampler, which DiT and U-DiT train with: randperm of a generator seeded with seed + epoch."""
+    """PyTorch's DistributedSampler, which DiT and U-DiT use: randperm of a generator seeded with seed + epoch."""
     return torch.randperm(size, generator=torch.Generator().manual_seed(seed + epoch)).numpy()
 
 
@@ -158,7 +158,7 @@ class EDMOrder:
         return self._blocks[number]
 
     def _walk(self, start: int) -> Indices:
-        """The indices of one block. Each entry is swapped with one of the `window` entries behind it after it is seen."""
+        """The indices of one block. After it is seen, each entry is swapped with one of the `window` behind it."""
         order, size = self._order, self.size
         swaps = self._random.randint(self.window, size=self.BLOCK).tolist() if self.window >= 2 else ()
         seen = []
