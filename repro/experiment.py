@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from repro.config import register
-from repro.data.sources import FFHQ, AFHQv2, Cifar10, Digits
+from repro.data.sources import FFHQ, AFHQv2, CelebA, Cifar10, Coco, Digits, ImageFolder, ImageNet, Latents
 from repro.data.stream import Dataset
 from repro.diffusion.losses import EDMLoss, VELoss, VPLoss
 from repro.diffusion.precond import EDMPrecond, Precond, VEPrecond, VPPrecond
@@ -164,6 +164,11 @@ CONFIGURABLES: Sequence[Callable[..., Any]] = (
     Cifar10,
     FFHQ,
     AFHQv2,
+    CelebA,
+    ImageNet,
+    Coco,
+    ImageFolder,
+    Latents,
     # networks, preconditioning, losses, sampling
     SongUNet,
     VPPrecond,

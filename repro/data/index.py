@@ -17,15 +17,17 @@ import numpy.typing as npt
 
 from repro.errors import CorruptData
 
-INDEX = np.dtype(
-    [
-        ("offset", "<i8"),  # of the image's first byte in the shard
-        ("label", "<i8"),
-        ("digest", "<u8"),  # first 8 bytes of the sha256 over image, label and contexts
-        ("context", "<i8"),  # offset of the image's first context
-        ("contexts", "<i8"),  # how many contexts (captions) it has
-    ]
-)
+MAX_CONTEXTS = 8  # captions an image, at most
+_FIELDS: list[Any] = [
+    ("offset", "<i8"),  # of the image's first byte in the shard
+    ("label", "<i8"),
+    ("digest", "<u8"),  # first 8 bytes of the sha256 over image and label
+]
+_CONTEXT_FIELDS: list[Any] = [
+    ("context", "<i8"),  # offset of the image's first context
+    ("contexts", "<i8"),  # how many contexts (captions) it has
+    ("context_digests", "<u8", (MAX_CONTEXTS,)),  # first 8 bytes of the sha256 over each, 0 for none
+]
 Index = npt.NDArray[np.void]
 
 
@@ -46,14 +48,22 @@ class Form:
     def context_bytes(self) -> int:
         return int(np.dtype(self.context_dtype).itemsize * np.prod(self.context_shape)) if self.context_dtype else 0
 
+    @property
+    def index_dtype(self) -> np.dtype[np.void]:
+        """Of one entry of the index."""
+        return np.dtype(_FIELDS + (_CONTEXT_FIELDS if self.context_dtype else []))
 
-def image_digest(image: bytes | memoryview, label: int, contexts: bytes | memoryview = b"") -> int:
-    """The digest that an index keeps: what an image, its class and its contexts are, in eight bytes."""
+
+def image_digest(image: bytes | memoryview, label: int) -> int:
+    """The digest that an index keeps: what an image and its class are, in eight bytes."""
     digest = hashlib.sha256(image)
     digest.update(label.to_bytes(8, "little", signed=True))
-    if len(contexts):
-        digest.update(contexts)
     return int.from_bytes(digest.digest()[:8], "little")
+
+
+def context_digest(context: bytes | memoryview) -> int:
+    """The digest that an index keeps of one context."""
+    return int.from_bytes(hashlib.sha256(context).digest()[:8], "little")
 
 
 def build_index(content: bytes, form: Form, where: str) -> Index:
@@ -65,7 +75,7 @@ def build_index(content: bytes, form: Form, where: str) -> Index:
         where: the shard's name, for messages.
 
     Returns:
-        (n,) of dtype INDEX, in the order of the images.
+        (n,) of the form's `index_dtype`, in the order of the images.
 
     Raises:
         CorruptData: members that are missing, unknown, unreadable or of another form.
@@ -78,7 +88,7 @@ def build_index(content: bytes, form: Form, where: str) -> Index:
             label_offset, label_count = _array_at(members["y.npy"], "<i8", ())
             if label_count != count:
                 raise ValueError(f"{count} images and {label_count} labels")
-            entry = np.zeros(count, dtype=INDEX)
+            entry = np.zeros(count, dtype=form.index_dtype)
             entry["offset"] = x_offset + form.bytes * np.arange(count)
             entry["label"] = np.frombuffer(content, "<i8", count, label_offset)
             if form.context_dtype:
@@ -86,11 +96,10 @@ def build_index(content: bytes, form: Form, where: str) -> Index:
         except (KeyError, ValueError) as error:
             raise CorruptData(f"{where}: unreadable record {key} ({type(error).__name__}: {error})") from error
         for image in entry:
-            start, context = int(image["offset"]), int(image["context"])
-            contexts = view[context : context + int(image["contexts"]) * form.context_bytes]
-            image["digest"] = image_digest(view[start : start + form.bytes], int(image["label"]), contexts)
+            start = int(image["offset"])
+            image["digest"] = image_digest(view[start : start + form.bytes], int(image["label"]))
         entries.append(entry)
-    return np.concatenate(entries) if entries else np.zeros(0, dtype=INDEX)
+    return np.concatenate(entries) if entries else np.zeros(0, dtype=form.index_dtype)
 
 
 def index_bytes(index: Index) -> bytes:
@@ -173,7 +182,14 @@ def _index_contexts(entry: Index, members: dict[str, _Part], form: Form, content
     offset, total = _array_at(members["c.npy"], form.context_dtype, form.context_shape)
     counts_offset, count = _array_at(members["k.npy"], "<i8", ())
     counts = np.frombuffer(content, "<i8", count, counts_offset)
-    if count != len(entry) or counts.min(initial=0) < 0 or counts.sum() != total:
+    if count != len(entry) or counts.sum() != total:
         raise ValueError(f"{total} contexts, {int(counts.sum())} counted")
+    if counts.min(initial=1) < 1 or counts.max(initial=1) > MAX_CONTEXTS:
+        raise ValueError(f"1 to {MAX_CONTEXTS} contexts an image expected")
     entry["contexts"] = counts
     entry["context"] = offset + form.context_bytes * (np.cumsum(counts) - counts)
+    view = memoryview(content)
+    for image in entry:
+        for number in range(int(image["contexts"])):
+            start = int(image["context"]) + number * form.context_bytes
+            image["context_digests"][number] = context_digest(view[start : start + form.context_bytes])

@@ -122,16 +122,20 @@ def load_manifest(folder: str | os.PathLike[str]) -> Manifest:
     if not path.parent.is_dir():
         raise MissingPrerequisite(f"{path.parent}: no such folder of prepared shards")
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        content = path.read_bytes()
     except FileNotFoundError:
         raise CorruptData(f"{path.parent}: no {MANIFEST_NAME}; remove the folder and prepare the data again") from None
-    except (OSError, ValueError) as error:
+    except OSError as error:
         raise CorruptData(f"{path}: unreadable ({error})") from error
+    return parse_manifest(content, str(path))
+
+
+def parse_manifest(content: bytes, where: str) -> Manifest:
+    """A manifest from the content of its file. Raises CorruptData, naming `where`, if it contradicts itself."""
     try:
-        manifest = _manifest_from_json(value)
+        return _manifest_from_json(json.loads(content))
     except (KeyError, TypeError, ValueError) as error:
-        raise CorruptData(f"{path}: not a manifest of schema {SCHEMA_VERSION} ({error})") from error
-    return manifest
+        raise CorruptData(f"{where}: not a manifest of schema {SCHEMA_VERSION} ({error})") from error
 
 
 def _manifest_from_json(value: Any) -> Manifest:

@@ -56,8 +56,12 @@ def prepare(source: Source, resolution: int, channels: int, out_dir: str | os.Pa
     return manifest
 
 
-def check_manifest(manifest: Manifest, source: Source, resolution: int, channels: int, folder: Path) -> None:
+def check_manifest(
+    manifest: Manifest, source: Source, resolution: int, channels: int, folder: Path, counted: bool = True
+) -> None:
     """Refuse shards that were prepared from another source, with other options or at another size.
+
+    `counted` False takes another count than the source's, where files were left out on purpose.
 
     Raises:
         CorruptData: names the folder, each difference and what was expected.
@@ -69,7 +73,7 @@ def check_manifest(manifest: Manifest, source: Source, resolution: int, channels
         "channels": channels,
         "num_classes": source.num_classes,
     }
-    if source.count is not None:
+    if source.count is not None and counted:
         wanted["count"] = source.count
     found = {key: found[key] for key in wanted} | {key: manifest.options.get(key) for key in source.options}
     wanted |= source.options

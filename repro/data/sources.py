@@ -1,8 +1,9 @@
 """Data sources: where images come from before they are shards.
 
 A source has the attributes `name` (also the first part of its folder's name), `num_classes` (0: unlabelled),
-`count` (images expected, None where it is not known), `embedded` (ships with a dependency) and `options` (what the
-images depend on beside their resolution), and a method `images(resolution, channels)`.
+`count` (images expected, None where it is not known), `embedded` (ships with a dependency), `options` (what the
+images depend on beside their resolution) and `form` (what is stored: `pixels`, or latents as `repro.data.encoders`
+names them), and a method `images(resolution, channels)`.
 """
 
 from __future__ import annotations
@@ -42,6 +43,9 @@ class Source(Protocol):
     @property
     def options(self) -> dict[str, bool | int | str]: ...
 
+    @property
+    def form(self) -> str: ...
+
     def images(self, resolution: int, channels: int) -> tuple[Images, Labels]: ...
 
     def missing_message(self, folder: Path | None = None) -> str: ...
@@ -58,6 +62,7 @@ class Digits:
     """
 
     embedded = True
+    form = "pixels"
     num_classes = 10
 
     def __init__(self, count: int | None = 3594, mirrored: bool = True) -> None:
@@ -114,6 +119,7 @@ class ExternalSource:
     """
 
     embedded = False
+    form = "pixels"
     name = "external"
     title = "an external data set"
     num_classes = 0
@@ -163,7 +169,7 @@ class ImageFiles(ExternalSource):
         crop: how an image becomes square, see `repro.data.images.CROP_NAMES`.
     """
 
-    default_crop = "center-crop"
+    default_resolution: int | None = 64  # where the papers use one
 
     def __init__(self, count: int | None, crop: str) -> None:
         super().__init__(count)
@@ -188,7 +194,6 @@ class FFHQ(ImageFiles):
 
     name = "ffhq"
     title = "FFHQ, resized by Lanczos,"
-    default_crop = "resize"
 
     def __init__(self, count: int | None = 70000) -> None:
         super().__init__(count, "resize")
@@ -204,7 +209,6 @@ class AFHQv2(ImageFiles):
 
     name = "afhqv2"
     title = "AFHQv2, resized by Lanczos,"
-    default_crop = "resize"
 
     def __init__(self, count: int | None = None) -> None:
         super().__init__(count, "resize")
@@ -219,7 +223,6 @@ class CelebA(ImageFiles):
 
     name = "celeba"
     title = "CelebA's training split, aligned and cropped,"
-    default_crop = "celeba"
     partition_name = "list_eval_partition.txt"
 
     def __init__(self, count: int | None = 162770) -> None:
@@ -254,7 +257,6 @@ class ImageNet(ImageFiles):
     """
 
     title = "ImageNet's training set"
-    default_crop = "dhariwal"
 
     def __init__(self, count: int | None = 1281167, crop: str = "dhariwal", num_classes: int = 1000) -> None:
         super().__init__(count, crop)
@@ -262,7 +264,7 @@ class ImageNet(ImageFiles):
         self.name = f"imagenet-{crop}"
 
 
-class Folder(ImageFiles):
+class ImageFolder(ImageFiles):
     """Any folder or zip of images that a user brings.
 
     Args:
@@ -273,6 +275,7 @@ class Folder(ImageFiles):
     """
 
     title = "a folder of images"
+    default_resolution = None
 
     def __init__(
         self, count: int | None = None, crop: str = "center-crop", num_classes: int = 0, name: str = "folder"
@@ -291,6 +294,7 @@ class Coco(ImageFiles):
     """
 
     title = "MS-COCO 2014"
+    default_resolution = 256
 
     def __init__(self, count: int | None = 82783, split: str = "train2014") -> None:
         super().__init__(count, "center-crop")
@@ -338,7 +342,7 @@ class Latents(ExternalSource):
 
 def folder_name(name: str, resolution: int, channels: int) -> str:
     """Name of the folder of prepared shards below the data folder, for example `digits-8x3`."""
-    return f"{name}-{resolution}x{channels}"
+    return f"{name.replace(':', '-')}-{resolution}x{channels}"
 
 
 def _where(folder: Path | None) -> str:
