@@ -37,12 +37,16 @@ def center_crop(image: Image.Image, resolution: int) -> Image.Image:
 
 
 def center_crop_wide(image: Image.Image, width: int, height: int) -> Image.Image:
-    """Rows cut to the proportions of width x height, Lanczos to that size, centred in a black width x width square.
+    """round(w H / W) rows about the centre and all columns, Lanczos to w x h, centred in a black w x w square.
+
+    Args:
+        image: W x H pixels.
+        width, height: w and h.
 
     Raises:
         ValueError: the image is smaller than that.
     """
-    kept = round(height * image.width / width)
+    kept = round(width * image.height / image.width)
     if image.width < width or kept < height:
         raise ValueError(f"{image.width}x{image.height} is too small for {width}x{height}")
     top, bottom = (image.height - kept) // 2, (image.height + kept) // 2
