@@ -109,18 +109,6 @@ def index_bytes(index: Index) -> bytes:
     return buffer.getvalue()
 
 
-def member_at(content: bytes, offset: int) -> str:
-    """Name of the tar member that holds a byte, '' where the archive cannot say."""
-    try:
-        with tarfile.open(fileobj=io.BytesIO(content), mode="r:") as archive:
-            for member in archive:
-                if member.offset <= offset < member.offset_data + member.size:
-                    return member.name
-    except tarfile.TarError:
-        pass
-    return ""
-
-
 def member_names(content: bytes) -> list[str]:
     """Names of the members of a tar, as far as it can be read."""
     names = []

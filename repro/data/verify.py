@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from repro.data.contexts import EMPTY_NAME, empty_context
-from repro.data.index import Index, build_index, member_at, member_names
+from repro.data.index import Index, build_index, member_names
 from repro.data.manifest import MANIFEST_NAME, Manifest, Shard, load_manifest
 from repro.data.shards import CHUNK_BYTES, CHUNK_IMAGES, verify_shard
 from repro.errors import CorruptData
@@ -117,10 +117,12 @@ def _where(folder: Path, shard: Shard, manifest: Manifest, index: Index | None) 
     if not len(wrong):
         return "; no image is touched: the damage lies between members"
     number = int(wrong[0])
-    if found[number]["label"] != index[number]["label"]:
-        return f"; member {member_of(shard, manifest, number, 'y.npy')} is damaged (image {number})"
-    name = member_at(content, int(index[number]["offset"])) or member_of(shard, manifest, number)
-    return f"; member {name} is damaged (image {number})"
+    field = "c.npy"
+    for column, name in (("offset", "x.npy"), ("label", "y.npy"), ("digest", "x.npy")):
+        if found[number][column] != index[number][column]:
+            field = name
+            break
+    return f"; member {member_of(shard, manifest, number, field)} is damaged (image {number})"
 
 
 def _missing_member(content: bytes, shard: Shard, manifest: Manifest) -> str:
