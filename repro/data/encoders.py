@@ -65,8 +65,8 @@ class EDM2Latents:
     def encode(self, stored: Tensor, noise: Tensor | None = None) -> Tensor:
         """(N, 8, h, w) float32 and (N, 4, h, w) standard normal -> (N, 4, h, w) float32."""
         mean, std = stored.to(torch.float32).chunk(2, dim=1)
-        latents = mean if noise is None else mean + std * noise
-        return latents * _column(self.scale, latents) + _column(self.bias, latents)
+        latents = mean.clone() if noise is None else (std * noise).add_(mean)
+        return latents.mul_(_column(self.scale, latents)).add_(_column(self.bias, latents))
 
     def vae_input(self, x: Tensor) -> Tensor:
         """Network values (N, 4, h, w) -> what the VAE decoder takes."""
