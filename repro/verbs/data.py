@@ -8,6 +8,7 @@ import dataclasses
 import json
 import os
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -34,6 +35,7 @@ from repro.files import make_folder
 from repro.suggest import suggest
 
 PICTURES = 100  # in the grid of `info`
+LINE_SECONDS = 10.0
 
 
 def prepare(options: argparse.Namespace) -> int:
@@ -266,9 +268,9 @@ def _short(value: object) -> str:
 
 @contextlib.contextmanager
 def _progress(title: str) -> Iterator[Progress]:
-    """A bar on a terminal; nothing where output goes to a file."""
+    """A bar on a terminal; elsewhere a line now and then."""
     if not sys.stderr.isatty():
-        yield lambda done, total: None
+        yield _lines(title)
         return
     import rich.progress
     from rich.console import Console
@@ -277,3 +279,23 @@ def _progress(title: str) -> Iterator[Progress]:
     with rich.progress.Progress(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task(title, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def _lines(title: str) -> Progress:
+    """One line every `LINE_SECONDS`: images, percentage, images/s and the time left."""
+    started = shown = time.monotonic()
+    first: int | None = None  # a command that continues begins with what an earlier one did
+
+    def show(done: int, total: int) -> None:
+        nonlocal shown, first
+        first = done if first is None else first
+        now = time.monotonic()
+        if now - shown < LINE_SECONDS:
+            return
+        shown = now
+        rate = max(done - first, 1) / (now - started)
+        left = (total - done) / rate
+        line = f"{title}: {done:,} of {total:,} ({done / max(total, 1):.0%}), {rate:,.0f} images/s, {left:,.0f} s left"
+        print(line, file=sys.stderr)
+
+    return show

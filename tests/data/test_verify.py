@@ -129,6 +129,24 @@ def test_skipped_files_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert code == 0 and "left out 1 unusable files, first bad.png" in out
 
 
+def test_progress_is_a_line_now_and_then(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from repro.verbs import data
+
+    monkeypatch.setattr(data, "LINE_SECONDS", 0.0)
+    source = fill(tmp_path / "pictures", 4, 0)
+    words = ["data", "prepare", "folder", "--source", str(source), "--resolution", "8", "--jobs", "1"]
+    code, _, err = run(capsys, *words, "--shard-images", "2", "--out", str(tmp_path / "data"))
+    assert code == 0
+    lines = err.splitlines()
+    assert [line.split(",")[0] for line in lines] == [
+        "preparing folder: 0 of 4 (0%)",
+        "preparing folder: 2 of 4 (50%)",
+        "preparing folder: 4 of 4 (100%)",
+    ]
+
+
 def test_remote_sets_are_linked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder, manifest = prepared(tmp_path, 21, shard_images=6)
     words = ["data", "prepare", "folder", "--source", f"file://{folder}", "--out", str(tmp_path / "far")]
