@@ -82,6 +82,21 @@ def _as_prefix(place: str) -> str:
     return place if place.endswith("/") or place.startswith("pipe:") else f"{place}/"
 
 
+def load_shard(place: str, shard: Shard, manifest: Manifest) -> tuple[Tensor, Tensor]:
+    """Fetch one shard, compare it with the manifest, decode it: images (n, C, R, R) and labels (n,).
+
+    Raises:
+        MissingPrerequisite: it cannot be fetched. CorruptData: it is not what the manifest says.
+    """
+    where = place + shard.name
+    content = fetch(place, shard.name)
+    if len(content) != shard.bytes:
+        raise CorruptData(f"{where}: corrupt shard: {len(content)} bytes, {shard.bytes} in the manifest")
+    check_shard(content, shard, where)
+    images, labels = decode_shard(content, shard, manifest, where)
+    return torch.from_numpy(images), torch.from_numpy(labels)
+
+
 class RemoteStore:
     """Shards elsewhere. A few decoded ones are kept, enough for the windows that are being read.
 
@@ -129,16 +144,7 @@ class RemoteStore:
                 self._shards.popitem(last=False)
         if mine:
             try:
-                future.set_result(self._load(self.manifest.shards[number]))
+                future.set_result(load_shard(self.place, self.manifest.shards[number], self.manifest))
             except BaseException as error:
                 future.set_exception(error)
         return future.result()
-
-    def _load(self, shard: Shard) -> tuple[Tensor, Tensor]:
-        where = self.place + shard.name
-        content = fetch(self.place, shard.name)
-        if len(content) != shard.bytes:
-            raise CorruptData(f"{where}: corrupt shard: {len(content)} bytes, {shard.bytes} in the manifest")
-        check_shard(content, shard, where)
-        images, labels = decode_shard(content, shard, self.manifest, where)
-        return torch.from_numpy(images), torch.from_numpy(labels)

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
+from repro.data import remote
 from repro.data.contexts import EMPTY_NAME, empty_context
 from repro.data.index import Index, build_index, member_names
 from repro.data.manifest import MANIFEST_NAME, Manifest, Shard, load_manifest
 from repro.data.shards import CHUNK_BYTES, CHUNK_IMAGES, verify_shard
-from repro.errors import CorruptData
+from repro.errors import CorruptData, MissingPrerequisite
 
 
 def verify_folder(folder: Path, progress: Callable[[int, int], None] = lambda done, total: None) -> list[str]:
@@ -32,11 +33,18 @@ def verify_folder(folder: Path, progress: Callable[[int, int], None] = lambda do
     manifest = load_manifest(folder)
     problems: list[str] = []
     done = 0
+    place = remote.location(folder)
     for shard in manifest.shards:
-        problems += _verify_one(folder, shard, manifest)
+        problems += _verify_one(folder, shard, manifest) if place is None else _verify_far(place, shard, manifest)
         done += shard.count
         progress(done, manifest.count)
-    expected = {MANIFEST_NAME, EMPTY_NAME, *(s.name for s in manifest.shards), *(s.index_name for s in manifest.shards)}
+    expected = {
+        MANIFEST_NAME,
+        EMPTY_NAME,
+        remote.PLACE_NAME,
+        *(s.name for s in manifest.shards),
+        *(s.index_name for s in manifest.shards),
+    }
     if "empty_context_sha256" in manifest.options:
         problems += _verify_empty_context(folder, manifest)
     strays = sorted(path.name for path in folder.iterdir() if path.name not in expected)
@@ -86,6 +94,14 @@ def _verify_one(folder: Path, shard: Shard, manifest: Manifest) -> list[str]:
         where = _where(folder, shard, manifest, index)
         problems.append(f"{error}{where}")
     return problems
+
+
+def _verify_far(place: str, shard: Shard, manifest: Manifest) -> list[str]:
+    try:
+        remote.load_shard(place, shard, manifest)
+    except (CorruptData, MissingPrerequisite) as error:
+        return [str(error)]
+    return []
 
 
 def _verify_empty_context(folder: Path, manifest: Manifest) -> list[str]:

@@ -362,3 +362,12 @@ def test_the_command_prepares_captions(
     assert "coco-train2014-16-coco-2x8: prepared: 3 images" in out
     stream = Dataset(Latents("coco-train2014", "coco", 16, 0, 3, text=True), 2, 8).open(tmp_path, 0)
     assert stream.contexts(0, 4).shape == (4, 77, 16)
+
+
+@pytest.mark.parametrize(("library", "load"), [("diffusers", load_vae), ("transformers", load_text_model)])
+def test_a_missing_extra_says_how_to_install_it(library: str, load: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+
+    monkeypatch.setitem(sys.modules, library, None)
+    with pytest.raises(MissingPrerequisite, match=rf"need {library}: pip install 'repro\["):
+        load("anywhere")

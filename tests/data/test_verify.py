@@ -152,7 +152,12 @@ def test_remote_sets_are_linked(tmp_path: Path, capsys: pytest.CaptureFixture[st
     words = ["data", "prepare", "folder", "--source", f"file://{folder}", "--out", str(tmp_path / "far")]
     code, out, _ = run(capsys, *words)
     assert code == 0 and "stands for the shards at" in out
-    assert load_manifest(tmp_path / "far" / "toy-8x3") == manifest
+    far = tmp_path / "far" / "toy-8x3"
+    assert load_manifest(far) == manifest and verify_folder(far) == []
+    (folder / "toy-00001.tar").write_bytes((folder / "toy-00002.tar").read_bytes())
+    (folder / "toy-00003.tar").unlink()
+    problems = verify_folder(far)
+    assert len(problems) == 2 and "toy-00001.tar: corrupt shard" in problems[0] and "toy-00003.tar" in problems[1]
 
 
 @pytest.mark.parametrize(
