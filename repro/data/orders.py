@@ -171,12 +171,7 @@ class EDMOrder:
         return np.array(seen, dtype=np.int64)
 
 
-_PERMUTATIONS: dict[str, Callable[[int, int, int], Indices]] = {
-    "philox": epoch_order,
-    "edm2": edm2_order,
-    "dit": dit_order,
-}
-ORDER_NAMES = (*_PERMUTATIONS, "edm", "window")
+ORDER_NAMES = ("philox", "edm2", "dit", "edm", "window")
 
 
 def make_order(name: str, size: int, seed: int, window: int = 16384, whole_batches: int | None = None) -> Order:
@@ -201,6 +196,10 @@ def make_order(name: str, size: int, seed: int, window: int = 16384, whole_batch
     length = size - size % whole_batches if whole_batches else size
     if length == 0:
         raise UsageError(f"Dataset.whole_batches: a batch of {whole_batches} is larger than the set of {size}")
-    if name == "window":
-        return EpochOrder(functools.partial(window_order, size, seed, window=window), length)
-    return EpochOrder(functools.partial(_PERMUTATIONS[name], size, seed), length)
+    permutations: dict[str, Callable[..., Indices]] = {
+        "philox": epoch_order,
+        "edm2": edm2_order,
+        "dit": dit_order,
+        "window": functools.partial(window_order, window=window),
+    }
+    return EpochOrder(functools.partial(permutations[name], size, seed), length)
