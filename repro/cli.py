@@ -124,6 +124,8 @@ def parser() -> Parser:
     _folders(verb)
     _format(verb)
 
+    _data_verbs(verbs)
+
     verb = _verb(
         verbs, "plot", _plot, "draw a table or figure from the records that there are, as PNG and SVG",
         "repro plot edm/figure2 --scale mini --out figure2",
@@ -152,6 +154,72 @@ def parser() -> Parser:
     _folders(verb)
     _json(verb)
     return top
+
+
+def _data_verbs(verbs: Any) -> None:
+    group = verbs.add_parser("data", help="prepare, verify and describe data sets", description="Data sets as shards.")
+    verbs = group.add_subparsers(metavar="VERB", required=True, parser_class=Parser)
+
+    verb = _verb(
+        verbs, "prepare", _data("prepare"), "sources to shards; the same command continues what was stopped",
+        "repro data prepare ffhq --source images1024x1024.zip --resolution 64 --out data",
+    )  # fmt: skip
+    verb.add_argument("name", metavar="NAME", help="a data set of `repro data list`")
+    verb.add_argument(
+        "--source", metavar="PATH", help="folder, zip or archive; for remote shards a URL or pipe:COMMAND"
+    )
+    verb.add_argument(
+        "--out", type=Path, metavar="DIR", help="folder of prepared data, in which the set gets a folder of its own "
+        "(default: $REPRO_DATA or ./data)",
+    )  # fmt: skip
+    verb.add_argument("--resolution", type=int, metavar="R", help="height and width in pixels (default: the papers')")
+    verb.add_argument("--channels", type=int, metavar="C", help="3 (default), or 1 for grey (digits: 1)")
+    verb.add_argument("--crop", metavar="MODE", help="resize, center-crop, dhariwal, celeba, center-crop-wide:HEIGHT")
+    verb.add_argument("--classes", type=int, metavar="N", help="class folders, of NAME folder or a part of imagenet")
+    verb.add_argument("--count", type=int, metavar="N", help="images expected, where it is not the data set's number")
+    verb.add_argument("--convert", action="store_true", help="turn any 8-bit colour mode into RGB (or grey)")
+    verb.add_argument("--skip-bad", action="store_true", help="leave out unusable files, and name them in the manifest")
+    verb.add_argument("--shard-images", type=int, metavar="N", help="images a shard (default: about 64 MB)")
+    verb.add_argument("--jobs", type=int, metavar="N", help="processes (default: one a core)")
+    verb.add_argument("--form", choices=("edm2", "dit", "coco"), help="latents: what is stored of the posterior")
+    verb.add_argument("--flip", choices=("none", "coin", "both"), default="none", help="latents: mirror images")
+    verb.add_argument("--vae", metavar="DIR", help="latents: folder or hub name of an AutoencoderKL")
+    verb.add_argument("--text-model", metavar="DIR", help="latents with captions: folder or hub name of a CLIP model")
+    verb.add_argument("--captions", type=Path, metavar="FILE", help="latents with captions: COCO's captions_*.json")
+    verb.add_argument("--device", default="auto", help="latents: cpu, cuda or auto (default)")
+
+    verb = _verb(
+        verbs, "verify", _data("verify"), "read every byte; name the shard and member that is wrong",
+        "repro data verify data/ffhq-64x3",
+    )  # fmt: skip
+    verb.add_argument("folder", type=Path, metavar="DIR")
+
+    verb = _verb(
+        verbs, "info", _data("info"), "counts, classes, options and a picture of a prepared set",
+        "repro data info data/ffhq-64x3 --picture ffhq.png",
+    )  # fmt: skip
+    verb.add_argument("folder", type=Path, metavar="DIR")
+    verb.add_argument("--picture", type=Path, metavar="FILE", help="the grid of images (default: ./NAME.png)")
+    _json(verb)
+
+    verb = _verb(
+        verbs,
+        "list",
+        _data("list_sets"),
+        "the data sets: where to obtain them, licence, size, counts",
+        "repro data list",
+    )
+    _json(verb)
+
+
+def _data(name: str) -> Callable[[argparse.Namespace], int]:
+    def run(options: argparse.Namespace) -> int:
+        from repro.verbs import data
+
+        verb: Callable[[argparse.Namespace], int] = getattr(data, name)
+        return verb(options)
+
+    return run
 
 
 def _verb(verbs: Any, name: str, run: Callable[[argparse.Namespace], int], help: str, example: str) -> Parser:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from repro.config import register
-from repro.data.sources import FFHQ, AFHQv2, Cifar10, Digits, ImageNet
+from repro.data.sources import FFHQ, AFHQv2, CelebA, Cifar10, Coco, Digits, ImageFolder, ImageNet, Latents
 from repro.data.stream import Dataset
 from repro.diffusion.ablation import ablation_sampler
 from repro.diffusion.losses import EDMLoss, VELoss, VPLoss, iDDPMLoss
@@ -180,6 +180,7 @@ class Execution:
         micro_batch: images a forward pass in training; 0 takes the whole batch.
         sample_batch: images a forward pass in sampling.
         checkpoint_seconds: seconds between checkpoints.
+        workers: threads that read batches ahead; 0 reads each when it is needed.
     """
 
     threads: int = 0
@@ -187,6 +188,7 @@ class Execution:
     micro_batch: int = 0
     sample_batch: int = 256
     checkpoint_seconds: float = 120.0
+    workers: int = 4
 
 
 CONFIGURABLES: Sequence[Callable[..., Any]] = (
@@ -203,7 +205,11 @@ CONFIGURABLES: Sequence[Callable[..., Any]] = (
     Cifar10,
     FFHQ,
     AFHQv2,
+    CelebA,
     ImageNet,
+    Coco,
+    ImageFolder,
+    Latents,
     # networks, preconditioning, losses, sampling
     SongUNet,
     DhariwalUNet,

@@ -17,6 +17,7 @@ import torch
 from repro import assets
 from repro.cells import Resolved
 from repro.config import build, canonical
+from repro.data.prefetch import rank_slices
 from repro.data.stream import ImageStream
 from repro.diffusion.draws import derive_seed
 from repro.errors import UsageError
@@ -88,7 +89,12 @@ class Worker:
         if execution.threads:
             torch.set_num_threads(execution.threads)
         trajectory = build_trajectory(resolved)
-        return trajectory, trajectory.data.open(self.folders.data, trajectory.seed)
+        stream = trajectory.data.open(self.folders.data, trajectory.seed)
+        world = self.world
+        stream.read_ahead(
+            execution.workers, rank_slices(trajectory.batch, world.size, world.rank, execution.micro_batch)
+        )
+        return trajectory, stream
 
     def _train(
         self,

@@ -246,7 +246,9 @@ class Trainer:
         if labels is not None:
             hot = functional.one_hot(labels, self.net.label_dim).float().to(self.device)
             hot = drop_labels(hot, float(getattr(self.net.model, "label_dropout", 0.0)), draws)
-        return MicroBatch(from_uint8(images).to(self.device), hot, draws)
+        # Latents come as the network sees them; pixels as they are stored.
+        images = from_uint8(images) if images.dtype == torch.uint8 else images
+        return MicroBatch(images.to(self.device), hot, draws)
 
     def _complete_snapshots(self) -> None:
         """Write what is missing of the milestone that the present state stands at; refuse where an earlier one is."""

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import runners_augment
+import runners_data
 import runners_loss
 import runners_network
 import runners_sampler
@@ -18,6 +19,7 @@ RUNNERS: dict[tuple[str, str], Runner] = {
     **runners_loss.RUNNERS,
     **runners_sampler.RUNNERS,
     **runners_augment.RUNNERS,
+    **runners_data.RUNNERS,
 }
 
 
