@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import runners_augment
 import runners_loss
+import runners_metrics
 import runners_network
 import runners_sampler
 from harness import Case, Runner, find_cases
@@ -18,6 +19,7 @@ RUNNERS: dict[tuple[str, str], Runner] = {
     **runners_loss.RUNNERS,
     **runners_sampler.RUNNERS,
     **runners_augment.RUNNERS,
+    **runners_metrics.RUNNERS,
 }
 
 
