@@ -2,21 +2,17 @@
 
 No object that a file names is imported, called, subclassed or given a state. A global on the caller's list becomes a
 `Global`, a call of it a `Call` with arguments and state; the caller's own few routines make arrays and tensors out of
-these (`as_array` here). A global that is not on the list is refused where it is named, called or not. Time and memory
-are bounded by the size of the file: declared lengths are compared with the bytes that are there before anything is
-allocated, the memo is a dictionary, nesting and opcodes are limited.
+these (`repro.importers.numpy_records` makes numpy's). A global that is not on the list is refused where it is named,
+called or not. Time and memory are bounded by the size of the file: declared lengths are compared with the bytes that
+are there before anything is allocated, the memo is a dictionary, nesting and opcodes are limited.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
 import struct
 from collections.abc import Callable, Collection
 from typing import Any
-
-import numpy as np
-import numpy.typing as npt
 
 from repro.errors import CorruptData
 
@@ -25,20 +21,6 @@ MAX_DEPTH = 200
 MAX_MEMO = 10_000_000
 
 Name = tuple[str, str]
-
-NUMPY_GLOBALS: frozenset[Name] = frozenset(
-    {
-        ("numpy", "ndarray"),
-        ("numpy", "dtype"),
-        ("_codecs", "encode"),
-        *(
-            (f"numpy.{core}.{module}", name)
-            for core in ("core", "_core")
-            for module, name in (("multiarray", "_reconstruct"), ("multiarray", "scalar"), ("numeric", "_frombuffer"))
-        ),
-    }
-)
-"""What pickles of numpy arrays and numbers name, by numpy 1 and numpy 2, in protocols 2 to 5."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -403,45 +385,3 @@ def _check_tree(root: Any) -> None:
         open_.add(key)
         work.append((value, True))
         work += [(child, False) for child in children]
-
-
-# arrays out of records
-
-
-def as_array(value: Any, where: str, letters: Collection[str] = ("f4", "f8")) -> npt.NDArray[Any]:
-    """A numpy array out of the record of one.
-
-    Args:
-        value: what `loads` returned for it.
-        where: name of the file and of the entry, for messages.
-        letters: element types that may occur.
-
-    Raises:
-        CorruptData: not the record of an array of such elements, or sizes that contradict each other.
-    """
-    name = value.function.name if isinstance(value, Call) else ""
-    if name == "_reconstruct" and isinstance(value.state, tuple) and len(value.state) == 5:
-        _, shape, kind, fortran, content = value.state
-    elif name == "_frombuffer" and len(value.args) == 4 and value.args[3] in ("C", "F"):
-        content, kind, shape, order = value.args
-        fortran = order == "F"
-    else:
-        raise CorruptData(f"{where}: not an array")
-    dtype = _as_dtype(kind, where, letters)
-    if not (isinstance(shape, tuple) and all(type(n) is int and n >= 0 for n in shape) and type(content) is bytes):
-        raise CorruptData(f"{where}: not an array")
-    if len(shape) > 8 or math.prod(shape) * dtype.itemsize != len(content):
-        raise CorruptData(f"{where}: {len(content)} bytes do not make an array of shape {str(shape)[:60]}")
-    return np.frombuffer(content, dtype).reshape(shape, order="F" if fortran else "C")
-
-
-def _as_dtype(value: Any, where: str, letters: Collection[str]) -> np.dtype[Any]:
-    is_dtype = isinstance(value, Call) and value.function == Global("numpy", "dtype") and value.args
-    if not is_dtype or value.args[0] not in letters:
-        raise CorruptData(f"{where}: an array of other elements than {', '.join(letters)}")
-    state = value.state
-    if not (isinstance(state, tuple) and len(state) >= 8 and state[1] in ("<", ">", "|")):
-        raise CorruptData(f"{where}: an element type without byte order")
-    if any(part is not None for part in state[2:5]):
-        raise CorruptData(f"{where}: an element type with fields")
-    return np.dtype(value.args[0]).newbyteorder("<" if state[1] == "|" else state[1])

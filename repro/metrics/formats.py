@@ -27,7 +27,8 @@ import torch
 from torch import Tensor
 
 from repro.errors import CorruptData, MissingPrerequisite
-from repro.importers.unpickler import NUMPY_GLOBALS, as_array, loads
+from repro.importers.numpy_records import NUMPY_GLOBALS, as_array
+from repro.importers.unpickler import loads
 from repro.metrics.frechet import ASYMMETRY, Array
 
 MAX_DIM = 16_384
