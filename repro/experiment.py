@@ -13,7 +13,13 @@ from repro.diffusion.losses import EDMLoss, VELoss, VPLoss
 from repro.diffusion.precond import EDMPrecond, Precond, VEPrecond, VPPrecond
 from repro.diffusion.samplers import edm_sampler
 from repro.errors import UsageError
-from repro.metrics.protocols import DigitsProtocol, InceptionProtocol
+from repro.metrics.protocols import (
+    ADMProtocol,
+    DigitsProtocol,
+    DINOv2Protocol,
+    InceptionProtocol,
+    PytorchFIDProtocol,
+)
 from repro.models.song import SongUNet
 from repro.scale import Scale
 from repro.training.augment import AugmentPipe
@@ -119,7 +125,7 @@ class Evaluation:
 
     ema: HalfLifeEMA
     sampler: Callable[..., Any]
-    protocol: DigitsProtocol | InceptionProtocol
+    protocol: DigitsProtocol | InceptionProtocol | PytorchFIDProtocol | ADMProtocol | DINOv2Protocol
     selection: BestSnapshot
     num_samples: int = 50_000
 
@@ -181,5 +187,8 @@ CONFIGURABLES: Sequence[Callable[..., Any]] = (
     # scoring
     DigitsProtocol,
     InceptionProtocol,
+    PytorchFIDProtocol,
+    ADMProtocol,
+    DINOv2Protocol,
 )
 register(*CONFIGURABLES)

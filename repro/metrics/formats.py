@@ -119,7 +119,9 @@ def check_statistics(mu: npt.NDArray[Any], sigma: npt.NDArray[Any], where: str) 
     if mu.ndim != 1 or sigma.shape != (len(mu), len(mu)) or not 0 < len(mu) <= MAX_DIM:
         raise CorruptData(f"{where}: mu {mu.shape} and sigma {sigma.shape} do not belong together")
     if mu.dtype.kind not in "fiu" or sigma.dtype.kind not in "fiu":
-        raise CorruptData(f"{where}: mu and sigma are {mu.dtype} and {sigma.dtype}, not numbers")
+        raise CorruptData(
+            f"{where}: not a file of statistics (mu and sigma are {mu.dtype} and {sigma.dtype}, not numbers)"
+        )
     mean, covariance = np.array(mu, dtype=np.float64), np.array(sigma, dtype=np.float64)
     if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
         raise CorruptData(f"{where}: statistics are not finite")

@@ -14,13 +14,14 @@ import numpy as np
 import numpy.typing as npt
 
 from repro.metrics.frechet import Array
-from repro.metrics.kernel import checked_pair
 
-ROWS = 2000
+ROWS = 250
+COLUMNS = 4096
 CLOSE = 1e-9
 """Relative to the squared norms: nearer comparisons are recomputed from plain differences."""
 
 Mask = npt.NDArray[np.bool_]
+Points = npt.NDArray[np.floating]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,62 +42,85 @@ def precision_recall(
     """Precision: the share of generated points in the manifold of the reference; recall: the other way round.
 
     Args:
-        generated, reference: features (n, d); more than `neighbours` of each.
+        generated, reference: features (n, d), kept in their own type; more than `neighbours` of each.
         neighbours: k.
-        rows: points a block; changes memory (rows x n float64), never the result.
+        rows: points a block; changes memory (two matrices of rows x n, 8 bytes each), never the result.
 
     Raises:
         ValueError: features of different d, not finite, or too few.
     """
-    x, y = checked_pair(generated, reference)
+    x, y = (_checked(values) for values in (generated, reference))
+    if x.shape[1] != y.shape[1]:
+        raise ValueError(f"features must be (n, d) of one d, not {x.shape} and {y.shape}")
     radii_x, radii_y = (squared_radii(values, neighbours, rows) for values in (x, y))
     return PrecisionRecall(
         precision=float(inside(x, y, radii_y, rows).mean()), recall=float(inside(y, x, radii_x, rows).mean())
     )
 
 
-def squared_radii(points: Array, neighbours: int, rows: int = ROWS) -> Array:
+def squared_radii(points: Points, neighbours: int, rows: int = ROWS) -> Array:
     """(n,) squared distance of each point to its k-th nearest other point, the point itself being number 0."""
     if not 0 < neighbours < len(points):
         raise ValueError(f"{len(points)} points have no {neighbours} nearest others each")
+    norms = _squared_norms(points)
     radii = []
     for start in range(0, len(points), rows):
-        block = points[start : start + rows]
-        distances = squared_distances(block, points)
-        nearest = np.argpartition(distances, neighbours, axis=1)[:, : neighbours + 1]
+        block = points[start : start + rows].astype(np.float64)
+        distances = squared_distances(block, points, norms)
         # rounding may have exchanged near neighbours: take all that are as near as the k-th, by plain differences
-        limit = np.take_along_axis(distances, nearest, axis=1).max(axis=1)
-        scale = CLOSE * _norms(block, points)
-        candidates = distances <= (limit + scale)[:, None]
-        for row, mask in enumerate(candidates):
-            exact = np.sort(((points[mask] - block[row]) ** 2).sum(axis=1))
-            radii.append(exact[neighbours])
+        limit = np.partition(distances, neighbours, axis=1)[:, neighbours] + _close(norms[start : start + rows], norms)
+        for row, values in enumerate(distances):
+            radii.append(np.sort(_exact(block[row], points, values <= limit[row]))[neighbours])
     return np.array(radii)
 
 
-def inside(points: Array, centres: Array, squared: Array, rows: int = ROWS) -> Mask:
+def inside(points: Points, centres: Points, squared: Array, rows: int = ROWS) -> Mask:
     """(n,) whether each point lies in the ball of any centre; squared: (m,) squared radii."""
+    norms, own = _squared_norms(centres), _squared_norms(points)
     found = []
     for start in range(0, len(points), rows):
-        block = points[start : start + rows]
-        distances = squared_distances(block, centres)
-        scale = CLOSE * _norms(block, centres)[:, None]
-        surely: Mask = np.any(distances < squared - scale, axis=1)
-        doubtful = (np.abs(distances - squared) <= scale) & ~surely[:, None]
-        for row in np.flatnonzero(doubtful.any(axis=1)):
-            mask = doubtful[row]
-            exact = ((centres[mask] - block[row]) ** 2).sum(axis=1)
-            surely[row] = bool((exact <= squared[mask]).any())
+        block = points[start : start + rows].astype(np.float64)
+        margin = squared_distances(block, centres, norms) - squared
+        doubt = _close(own[start : start + rows], norms)[:, None]
+        surely: Mask = np.any(margin < -doubt, axis=1)
+        for row in np.flatnonzero(~surely & np.any(np.abs(margin) <= doubt, axis=1)):
+            mask = np.abs(margin[row]) <= doubt[row]
+            surely[row] = bool((_exact(block[row], centres, mask) <= squared[mask]).any())
         found.append(surely)
     return np.concatenate(found)
 
 
-def squared_distances(x: Array, y: Array) -> Array:
-    """(n, m) of points (n, d) and (m, d), by |x|^2 - 2 x.y + |y|^2, not below 0."""
-    squares = (x**2).sum(axis=1)[:, None] - 2 * (x @ y.T) + (y**2).sum(axis=1)[None, :]
-    return np.asarray(np.maximum(squares, 0))
+def squared_distances(block: Array, points: Points, norms: Array) -> Array:
+    """(n, m) of points (n, d) and (m, d) with squared norms (m,), by |x|^2 - 2 x.y + |y|^2, not below 0."""
+    result = np.empty((len(block), len(points)))
+    for start in range(0, len(points), COLUMNS):
+        part = slice(start, start + COLUMNS)
+        result[:, part] = block @ points[part].astype(np.float64).T
+    result *= -2
+    result += norms
+    result += (block**2).sum(axis=1)[:, None]
+    return np.maximum(result, 0, out=result)
 
 
-def _norms(block: Array, points: Array) -> Array:
-    """(n,) the size of the numbers whose rounding decides: |x|^2 + max |y|^2."""
-    return np.asarray((block**2).sum(axis=1) + (points**2).sum(axis=1).max())
+def _exact(point: Array, points: Points, mask: Mask) -> Array:
+    return np.asarray(((points[mask].astype(np.float64) - point) ** 2).sum(axis=1))
+
+
+def _squared_norms(points: Points) -> Array:
+    starts = range(0, len(points), COLUMNS)
+    return np.concatenate([(points[s : s + COLUMNS].astype(np.float64) ** 2).sum(axis=1) for s in starts])
+
+
+def _close(own: Array, others: Array) -> Array:
+    """(n,) what rounding can move a squared distance by, amply."""
+    return np.asarray(CLOSE * (own + others.max()))
+
+
+def _checked(features: npt.ArrayLike) -> Points:
+    values = np.asarray(features)
+    if values.ndim != 2:
+        raise ValueError(f"features must be (n, d) of one d, not {values.shape}")
+    values = values if values.dtype.kind == "f" else values.astype(np.float64)
+    if not np.isfinite(values).all():
+        raise ValueError("features are not finite")
+    return values

@@ -28,7 +28,7 @@ def _checked(x: Tensor) -> Tensor:
 
 
 QUANTISERS: dict[str, Callable[[Tensor], Tensor]] = {
-    "truncate": to_uint8,
+    "truncate": to_uint8,  # EDM, EDM2's pixel models, U-DiT: clip(127.5 x + 128, 0, 255), truncated
     "round": rounded,
     "unit_truncate": unit_truncated,
 }

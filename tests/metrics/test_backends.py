@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from pathlib import Path
 
+import inception_files
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
-
-sys.path.insert(0, os.path.dirname(__file__))
-import inception_files
 
 from repro.errors import CorruptData, MissingPrerequisite, UsageError
 from repro.metrics import dinov2
