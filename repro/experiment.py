@@ -148,6 +148,7 @@ class Execution:
         micro_batch: images a forward pass in training; 0 takes the whole batch.
         sample_batch: images a forward pass in sampling.
         checkpoint_seconds: seconds between checkpoints.
+        keep_samples: keep the generated images of every evaluation as `samples.tar` beside its record.
     """
 
     threads: int = 0
@@ -155,6 +156,7 @@ class Execution:
     micro_batch: int = 0
     sample_batch: int = 256
     checkpoint_seconds: float = 120.0
+    keep_samples: bool = False
 
 
 CONFIGURABLES: Sequence[Callable[..., Any]] = (

@@ -6,7 +6,6 @@ import dataclasses
 import datetime
 import json
 import socket
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,11 +22,11 @@ from repro.errors import UsageError
 from repro.experiment import Execution, Trajectory
 from repro.files import make_folder, remove_leftovers, write_atomic, write_json
 from repro.launch.claims import Owner, acquire, how_to_release
+from repro.launch.evaluate import Ranks, Scoring, identity_of
 from repro.launch.plan import Folders, Job, Task, has_record
 from repro.pictures import write_grid
 from repro.results import provenance
 from repro.results.records import Metric, Record, record_path, write_record
-from repro.sampling import generate
 from repro.training import snapshots
 from repro.training.loop import Interrupted, Tracked, Trainer
 
@@ -44,11 +43,13 @@ class Worker:
         folders: where runs, data and weights lie.
         report: called with {"fraction", "phase", ...} as a job goes on.
         stop: asked after every step; True ends the job with `Interrupted` once its state is saved.
+        ranks: this process among those that score together.
     """
 
     folders: Folders
     report: Report = lambda event: None
     stop: Callable[[], bool] = lambda: False
+    ranks: Ranks = Ranks()
 
     def run(self, job: Job) -> str | None:
         """Do a job. None when it is done; nothing is done where a living owner holds its trajectory, which is named."""
@@ -142,6 +143,9 @@ class Worker:
                 f"{file}: was trained on another data manifest ({meta['data_manifest'][:16]}) than that of "
                 f"{self.folders.data} ({stream.manifest_sha256[:16]})"
             )
+        path = record_path(
+            self.folders.runs, resolved.trajectory_hash, resolved.evaluation_hash, task.milestone, task.range
+        )
         first = task.range * evaluation.num_samples
 
         def progress(done: int, total: int) -> None:
@@ -151,28 +155,27 @@ class Worker:
 
         def stop() -> None:
             if self.stop():
-                raise Interrupted("stopped while sampling; the same command continues after the training")
+                raise Interrupted("stopped while sampling; the same command continues after the last whole block")
 
-        started = time.monotonic()
-        images = generate(
-            net,
-            evaluation.sampler,
-            range(first, first + evaluation.num_samples),
-            labels=evaluation.protocol.labels,
-            batch=execution.sample_batch,
-            device=execution.device,
-            progress=progress,
-            stop=stop,
-        )
-        sampled = time.monotonic()
         reference = stream.all_images()
-        scores = evaluation.protocol.score(images, reference, self.folders.weights, execution.device)
-        seconds = {"sampling": sampled - started, "scoring": time.monotonic() - sampled}
-        path = record_path(
-            self.folders.runs, resolved.trajectory_hash, resolved.evaluation_hash, task.milestone, task.range
+        scoring = Scoring(
+            net,
+            evaluation,
+            first,
+            make_folder(path.parent),
+            identity_of(resolved.trajectory_hash, resolved.evaluation_hash, file),
+            reference,
+            self.folders.weights,
+            execution,
+            progress,
+            stop,
+            self.ranks,
         )
-        remove_leftovers(make_folder(path.parent))
-        write_grid(path.parent / "samples.png", images[:100])
+        scored = scoring.run()
+        if scored is None:
+            return
+        remove_leftovers(path.parent)
+        write_grid(path.parent / "samples.png", scored.images)
         protocol = canonical(resolved.evaluation.args["protocol"])
         record = Record(
             cell=resolved.cell.name,
@@ -187,7 +190,9 @@ class Worker:
             first_seed=first,
             num_samples=evaluation.num_samples,
             nfe=count_nfe(evaluation.sampler),
-            metrics={name: Metric(float(v), evaluation.num_samples, protocol["class"]) for name, v in scores.items()},
+            metrics={
+                name: Metric(float(v), evaluation.num_samples, protocol["class"]) for name, v in scored.scores.items()
+            },
             protocol=protocol,
             weights="trained",
             data_manifest_sha256=meta["data_manifest"],
@@ -199,11 +204,12 @@ class Worker:
             hardware=provenance.hardware(),
             execution=dataclasses.asdict(execution),
             threads=torch.get_num_threads(),
-            world_size=1,
-            seconds=seconds,
+            world_size=self.ranks.world,
+            seconds=scored.seconds,
             created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         )
         write_record(self.folders.runs, record)
+        scoring.clean()
 
 
 def build_trajectory(resolved: Resolved) -> Trajectory:

@@ -29,12 +29,6 @@ from repro.metrics.weights import StrPath, file_sha256, missing_line, search_fol
 LABEL_CHOICES = ("random", "balanced")
 SPLIT_SIZE = 5000
 NEIGHBOURS = 3
-WHERE = {
-    "InceptionProtocol": "the fid-refs folder that NVIDIA published with EDM (EDM2's: its dataset-refs folder)",
-    "ADMProtocol": "the reference batches of the ADM evaluation suite (guided-diffusion, evaluations)",
-    "PytorchFIDProtocol": "the fid_stats files of U-ViT, or make it: repro ref make DATA --backend own/legacy_pytorch",
-    "DINOv2Protocol": "the dataset-refs folder that NVIDIA published with EDM2",
-}
 
 
 class FeatureProtocol:
@@ -51,6 +45,9 @@ class FeatureProtocol:
     statistic: ClassVar[str] = "features"
     backends: ClassVar[dict[str, str]]
     """Resize -> backend."""
+    network: ClassVar[str] = "inception-v3-compat"
+    published: ClassVar[str]
+    """Where the reference is to be had."""
 
     def __init__(
         self,
@@ -66,8 +63,8 @@ class FeatureProtocol:
     ) -> None:
         check_choices(labels, quantise)
         name = type(self).__name__
-        if extractor not in EXTRACTOR_NAMES[name]:
-            raise UsageError(f"{name} has the extractor {EXTRACTOR_NAMES[name]!r}, not {extractor!r}")
+        if extractor != self.network:
+            raise UsageError(f"{name} has the extractor {self.network!r}, not {extractor!r}")
         if resize not in self.backends:
             raise UsageError(f"{name}.resize must be {' or '.join(map(repr, self.backends))}, not {resize!r}")
         if self.backend_weights_pinned(resize) and len(extractor_sha256) < 8:
@@ -104,7 +101,7 @@ class FeatureProtocol:
         if self._reference_path(weights_dir) is None:
             lines.append(
                 f"{search_folders(weights_dir)[0] / self.reference}: reference statistics not found; fetch the file of "
-                f"that name from {WHERE[type(self).__name__]}"
+                f"that name from {self.published}"
             )
         return lines
 
@@ -251,6 +248,7 @@ class InceptionProtocol(FeatureProtocol):
 
     NEUTRAL = {"resize": "tf1", "n": 50_000, "reference_digest": "", "reference_resize": ""}
     UNITS = {"n": "samples"}
+    published = "the fid-refs folder that NVIDIA published with EDM (EDM2's: its dataset-refs folder)"
     backends = {"tf1": "torch-fidelity/tf1", "clean": "clean-fid/clean", "legacy_pytorch": "clean-fid/legacy_pytorch"}
 
     def __init__(
@@ -279,6 +277,8 @@ class PytorchFIDProtocol(FeatureProtocol):
     """
 
     UNITS = {"n": "samples"}
+    network = "pytorch-fid"
+    published = "the fid_stats files of U-ViT, or make it: repro ref make DATA --backend own/legacy_pytorch"
     backends = {"legacy_pytorch": "own/legacy_pytorch"}
 
     def __init__(
@@ -309,6 +309,7 @@ class ADMProtocol(FeatureProtocol):
     UNITS = {"n": "samples"}
     metrics = ("FID", "sFID", "IS", "precision", "recall")
     layers = ("features", "spatial", "logits")
+    published = "the reference batches of the ADM evaluation suite (guided-diffusion, evaluations)"
     backends = {"tf1": "own/tf1"}
 
     def __init__(
@@ -369,6 +370,8 @@ class DINOv2Protocol(FeatureProtocol):
     primary = "FD-DINOv2"
     metrics = ("FD-DINOv2",)
     statistic = "dinov2"
+    network = "dinov2_vitl14"
+    published = "the dataset-refs folder that NVIDIA published with EDM2"
     backends = {"dinov2": "own/dinov2"}
 
     def __init__(
@@ -392,14 +395,6 @@ class DINOv2Protocol(FeatureProtocol):
         if found.kind == "reference" and "features" in found.statistics:
             found = Found(found.kind, found.sha256, {"dinov2": found.statistics["features"]}, found.n)
         return super().pair(found, layer, weights_dir)
-
-
-EXTRACTOR_NAMES = {
-    "InceptionProtocol": ("inception-v3-compat",),
-    "PytorchFIDProtocol": ("pytorch-fid",),
-    "ADMProtocol": ("inception-v3-compat",),
-    "DINOv2Protocol": ("dinov2_vitl14",),
-}
 
 
 class SplitScore:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import tarfile
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -54,7 +55,7 @@ class ImageSet:
 
 
 def open_images(path: Path) -> ImageSet | None:
-    """The images of a folder, a zip or a folder of shards; None where `path` is none of these.
+    """The images of a folder, a zip, a folder of shards or a tar of kept samples; None where `path` is none of these.
 
     Raises:
         UsageError: no image in it.
@@ -64,6 +65,8 @@ def open_images(path: Path) -> ImageSet | None:
         return _shards(path) if (path / MANIFEST_NAME).is_file() else _folder(path)
     if path.suffix == ".zip" and path.is_file():
         return _zip(path)
+    if path.suffix == ".tar" and path.is_file():
+        return _tar(path)
     return None
 
 
@@ -140,22 +143,50 @@ def decode(content: bytes, where: str) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(values.transpose(2, 0, 1)))
 
 
+def _tar(path: Path) -> ImageSet:
+    """Chunk records, `x.npy` uint8 (n, C, R, R), in file order (`repro.launch.evaluate.write_samples`)."""
+
+    def records() -> Iterator[Tensor]:
+        try:
+            with tarfile.open(path, "r|") as archive:
+                for member in archive:
+                    stream = archive.extractfile(member) if member.name.endswith(".x.npy") else None
+                    if stream is not None:
+                        values = np.load(io.BytesIO(stream.read()), allow_pickle=False)
+                        if values.dtype != np.uint8 or values.ndim != 4:
+                            raise ValueError(f"{member.name} holds {values.dtype} {values.shape}")
+                        yield torch.from_numpy(values)
+        except (tarfile.TarError, OSError, ValueError, EOFError) as error:
+            raise CorruptData(f"{path}: not a whole tar of samples ({error})") from error
+
+    count = sum(len(record) for record in records())
+    if not count:
+        raise UsageError(f"{path}: no image in it (records with x.npy)")
+    return ImageSet(str(path), count, lambda size: rebatch(records(), size))
+
+
+def rebatch(parts: Iterator[Tensor], size: int) -> Iterator[Tensor]:
+    """Batches of `size` from parts of any size; the last one may be smaller."""
+    left: Tensor | None = None
+    for part in parts:
+        left = part if left is None else torch.cat([left, part])
+        whole = len(left) - len(left) % size
+        if whole:
+            yield from torch.split(left[:whole], size)
+            left = left[whole:]
+    if left is not None and len(left):
+        yield left
+
+
 def _shards(path: Path) -> ImageSet:
     manifest = load_manifest(path)
 
-    def read(size: int) -> Iterator[Tensor]:
-        left: list[Tensor] = []
-        for shard in manifest.shards:  # one shard in memory at a time
+    def shards() -> Iterator[Tensor]:
+        for shard in manifest.shards:  # one in memory at a time
             part = dataclasses.replace(manifest, shards=(shard,), count=shard.count, num_classes=0, class_counts=())
-            left.append(read_shards(path, part)[0])
-            joined = torch.cat(left)
-            whole = len(joined) - len(joined) % size
-            yield from torch.split(joined[:whole], size) if whole else ()
-            left = [joined[whole:]]
-        if left and len(left[0]):
-            yield left[0]
+            yield read_shards(path, part)[0]
 
-    return ImageSet(str(path), manifest.count, read)
+    return ImageSet(str(path), manifest.count, lambda size: rebatch(shards(), size))
 
 
 def require(path: Path) -> None:
