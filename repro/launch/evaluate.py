@@ -29,7 +29,7 @@ from repro.experiment import Evaluation, Execution
 from repro.files import make_folder, write_atomic
 from repro.identity import SHORT, digest
 from repro.metrics.backends import Extractor
-from repro.metrics.fid_protocols import FeatureProtocol
+from repro.metrics.feature_protocol import FeatureProtocol
 from repro.metrics.measure import BLOCK
 from repro.metrics.quantise import QUANTISERS
 from repro.metrics.weights import StrPath, file_sha256

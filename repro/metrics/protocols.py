@@ -17,14 +17,12 @@ from torch import Tensor
 from repro.diffusion.draws import derive_seed
 from repro.errors import UsageError
 from repro.metrics.digits import NUM_CLASSES, WEIGHTS_SHA256, digits_features, digits_spatial
+from repro.metrics.feature_protocol import check_choices, check_images, load_reference
 from repro.metrics.fid_protocols import (
     ADMProtocol,
     DINOv2Protocol,
     InceptionProtocol,
     PytorchFIDProtocol,
-    check_choices,
-    check_images,
-    load_reference,
 )
 from repro.metrics.frechet import Array, Moments, frechet_distance
 from repro.metrics.weights import StrPath

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +14,7 @@ from repro.metrics.frechet import Array, Moments, frechet_distance, root
 from repro.metrics.moments import StreamedMoments
 
 BLOCKS = 50
+CHUNK = 2000
 EXTRAPOLATION_POINTS = 15
 SMALLEST_SHARE = 0.1
 
@@ -33,17 +35,17 @@ def jackknife_error(features: npt.ArrayLike, mu: Array, sigma: Array, blocks: in
     Raises:
         ValueError: features that are not finite, or of another d than the statistics.
     """
-    values = np.asarray(features, dtype=np.float64)
+    values = np.asarray(features)
     blocks = min(blocks, len(values) // 2)
     if blocks < 2:
         return math.nan
-    parts = [_moments(part) for part in np.array_split(values, blocks)]
+    parts = np.array_split(values, blocks)
     whole = StreamedMoments()
     for part in parts:
-        whole.merge(part)
-    rests = [_rest(whole, parts, k) for k in range(blocks)]
+        whole.update(part)
     reference_root = root(sigma)
-    distances = np.array([_distance(rest, mu, sigma, reference_root) for rest in rests])
+    # the states of all blocks would need gigabytes: each is made again when it is left out
+    distances = np.array([_distance(_rest(whole, part), mu, sigma, reference_root) for part in parts])
     return float(np.sqrt((blocks - 1) / blocks * ((distances - distances.mean()) ** 2).sum()))
 
 
@@ -78,7 +80,7 @@ def extrapolated_distance(
     Raises:
         ValueError: fewer than two points, or a smallest subset of fewer than two features.
     """
-    values = np.asarray(features, dtype=np.float64)
+    values = np.asarray(features)
     counts = np.unique(np.linspace(smallest * len(values), len(values), points).round().astype(int))
     if len(counts) < 2 or counts[0] < 2:
         raise ValueError(f"{len(values)} features are too few to extrapolate from {points} subsets")
@@ -86,7 +88,7 @@ def extrapolated_distance(
     distances = []
     for count in counts:
         chosen = np.sort(rng.permutation(len(values))[:count])
-        part = _moments(values[chosen])
+        part = _moments(values, chosen)
         distances.append(frechet_distance(part.mean, part.covariance, mu, sigma))
     slope, intercept = line(1 / counts, np.array(distances))
     return Extrapolation(intercept, slope, tuple(int(c) for c in counts), tuple(distances))
@@ -99,20 +101,26 @@ def line(x: Sequence[float] | Array, y: Sequence[float] | Array) -> tuple[float,
     return slope, float(np.mean(y) - slope * np.mean(x))
 
 
-def _moments(features: Array) -> StreamedMoments:
+def _moments(features: npt.NDArray[Any], rows: npt.NDArray[np.int64]) -> StreamedMoments:
+    """Moments of some rows, converted to float64 a chunk at a time."""
     moments = StreamedMoments()
-    moments.update(features)
+    for start in range(0, len(rows), CHUNK):
+        moments.update(features[rows[start : start + CHUNK]])
     return moments
 
 
-def _rest(whole: StreamedMoments, parts: list[StreamedMoments], left_out: int) -> Moments:
-    if whole.exact:
-        return whole.without(parts[left_out]).as_moments()
-    rest = Moments()
-    for index, part in enumerate(parts):
-        if index != left_out:
-            rest.merge(part.as_moments())
-    return rest
+def _rest(whole: StreamedMoments, left_out: npt.NDArray[Any]) -> Moments:
+    """The moments of all but one block."""
+    part = StreamedMoments()
+    part.update(left_out)
+    if whole.exact and part.exact:
+        return whole.without(part).as_moments()
+    everything, taken = whole.as_moments(), part.as_moments()
+    count = everything.count - taken.count
+    mean = (everything.mean * everything.count - taken.mean * taken.count) / count
+    delta = taken.mean - mean
+    scatter = everything.covariance * (everything.count - 1) - taken.covariance * (taken.count - 1)
+    return Moments.from_state(count, mean, scatter - np.outer(delta, delta) * (count * taken.count / everything.count))
 
 
 def _distance(moments: Moments, mu: Array, sigma: Array, reference_root: Array) -> float:

@@ -19,7 +19,7 @@ from repro.experiment import Evaluation, Execution
 from repro.launch import evaluate
 from repro.launch.evaluate import Ranks, Scoring, block_path
 from repro.launch.work import build_trajectory
-from repro.metrics.fid_protocols import FeatureProtocol
+from repro.metrics.feature_protocol import FeatureProtocol
 from repro.metrics.images import open_images
 from repro.metrics.references import Reference, save
 from repro.sampling import generate
