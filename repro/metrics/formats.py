@@ -200,7 +200,7 @@ def _read(stream: IO[bytes], count: int, path: Path) -> bytes:
 
 
 def _nchw(values: npt.NDArray[np.uint8]) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(values.transpose(0, 3, 1, 2)))
+    return torch.from_numpy(np.array(values.transpose(0, 3, 1, 2), order="C"))
 
 
 def _features(values: npt.NDArray[Any], path: Path) -> Array:

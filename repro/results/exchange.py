@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import json
 import tarfile
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -14,6 +15,8 @@ from repro.files import make_folder, write_atomic
 from repro.results.records import Record, find_records, read_record, record_path, write_record
 
 MAX_RECORD_BYTES = 2**24
+INDEX = "index.json"
+"""The first member: how many records follow, so that a file that was cut is noticed."""
 
 
 @dataclasses.dataclass
@@ -50,10 +53,11 @@ def export_records(runs: Sequence[Path], file: Path) -> Exchange:
             contents[name] = content
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as archive:
-        for name in sorted(contents):
+        members = [(INDEX, json.dumps({"count": len(contents)}).encode())]
+        for name, content in [*members, *sorted(contents.items())]:
             info = tarfile.TarInfo(name)
-            info.size = len(contents[name])
-            archive.addfile(info, io.BytesIO(contents[name]))
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
     make_folder(file.parent)
     write_atomic(file, buffer.getvalue())
     result.written = len(contents)
@@ -114,7 +118,14 @@ def _read(file: Path, result: Exchange) -> Iterator[Record]:
     try:
         with tarfile.open(file, "r:") as archive, tempfile.TemporaryDirectory() as folder:
             scratch = Path(folder) / "record.json"
-            for member in archive:
+            members = archive.getmembers()
+            if not members or members[0].name != INDEX or members[0].size > MAX_RECORD_BYTES:
+                raise CorruptData(f"{file}: not a file of `repro records export`")
+            index = archive.extractfile(members[0])
+            count = json.loads(index.read())["count"] if index else None
+            if count != len(members) - 1:
+                raise CorruptData(f"{file}: not a whole tar of records ({len(members) - 1} of {count})")
+            for member in members[1:]:
                 stream = archive.extractfile(member) if member.isreg() and member.size <= MAX_RECORD_BYTES else None
                 if stream is None:
                     result.problems.append(f"{file}: {member.name!r} is no record")
@@ -124,5 +135,5 @@ def _read(file: Path, result: Exchange) -> Iterator[Record]:
                     yield read_record(scratch)
                 except CorruptData as error:
                     result.problems.append(str(error).replace(str(scratch), f"{file}, {member.name!r}"))
-    except (tarfile.TarError, OSError, EOFError) as error:
+    except (tarfile.TarError, OSError, EOFError, ValueError, KeyError, TypeError) as error:
         raise CorruptData(f"{file}: not a whole tar of records ({error})") from error
