@@ -96,9 +96,8 @@ def features(count: int) -> None:
         for library, entry in libraries.items():
             ours = Extractor(f"own/{library.split('/')[1]}", folder, sha256=digest)
             mine, theirs = seconds(lambda ours=ours: ours(images)), seconds(entry)  # type: ignore[misc]
-            print(
-                f"features, {count} images, {library}: own {mine:.2f} s, library {theirs:.2f} s, ratio {theirs / mine:.2f}"
-            )
+            times = f"own {mine:.2f} s, library {theirs:.2f} s, ratio {theirs / mine:.2f}"
+            print(f"features, {count} images, {library}: {times}")
 
 
 def torch_fidelity(images: Tensor, weights: Path) -> object:
