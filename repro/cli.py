@@ -153,6 +153,8 @@ def parser() -> Parser:
     _configuration(verb)
     _folders(verb)
     _json(verb)
+    _metric_verbs(verbs)
+    _record_verbs(verbs)
     return top
 
 
@@ -222,6 +224,79 @@ def _data(name: str) -> Callable[[argparse.Namespace], int]:
     return run
 
 
+def _metric_verbs(verbs: Any) -> None:
+    verb = _verb(
+        verbs, "fid", _fid, "the distance of two sets of images, by several libraries side by side",
+        "repro fid samples/ cifar10-32x32 --backends own/tf1 torch-fidelity/tf1",
+    )  # fmt: skip
+    what = "folder, zip, tar or shards of images, npz batch, statistics (npz, pkl, pt), or id of a reference"
+    verb.add_argument("first", metavar="A", help=f"generated images: {what}")
+    verb.add_argument("second", metavar="B", help=f"reference: {what}")
+    verb.add_argument("--backends", nargs="+", metavar="NAME", help="such as own/tf1 or clean-fid/clean")
+    verb.add_argument("--n", type=int, metavar="N", help="only the first N images of A")
+    verb.add_argument("--kid", action="store_true", help="also the kernel distance")
+    verb.add_argument("--extrapolate", action="store_true", help="also FD at infinitely many samples")
+    verb.add_argument("--no-error", action="store_true", help="leave out the standard error (block jackknife)")
+    _scoring(verb)
+    _json(verb)
+
+    ref = _verb(verbs, "ref", _ref_info, "reference statistics: make, import, info", "repro ref info")
+    refs = ref.add_subparsers(metavar="WHAT", required=True, parser_class=Parser)
+    verb = _verb(
+        refs, "make", _ref_make, "compute and store the statistics of real images",
+        "repro ref make data/digits-8x1 --backend own/digits",
+    )  # fmt: skip
+    verb.add_argument("data_set", metavar="DATA", help="folder, zip or shards of images, npz, or a prepared data set")
+    verb.add_argument("--backend", default="own/tf1", metavar="NAME", help="who computes the features (own/tf1)")
+    verb.add_argument("--id", metavar="ID", help="name in the store (default: DATA and preprocessing)")
+    verb.add_argument("--spatial", action="store_true", help="also the statistics of sFID")
+    verb.add_argument("--real", type=int, metavar="M", help="keep M features, for precision and recall")
+    verb.add_argument(
+        "--data", type=Path, metavar="DIR", help="folder of prepared data (default: $REPRO_DATA or ./data)"
+    )
+    _scoring(verb)
+    verb = _verb(
+        refs, "import", _ref_import, "store the statistics of a published file",
+        "repro ref import fid_stats_cifar10_train_pytorch.npz --preprocessing legacy_pytorch",
+    )  # fmt: skip
+    verb.add_argument(
+        "file", metavar="FILE", help="npz of NVIDIA, ADM, pytorch-fid or clean-fid, EDM2's pkl, torch-fidelity's pt"
+    )
+    verb.add_argument("--preprocessing", metavar="NAME", help="tf1, legacy_pytorch, clean, dinov2 or digits")
+    verb.add_argument("--id", metavar="ID", help="name in the store (default: the file's)")
+    verb.add_argument("--n", type=int, metavar="N", help="number of images, where the file does not say")
+    _weights(verb)
+    verb = _verb(refs, "info", _ref_info, "what a reference is; without REF all", "repro ref info digits-8x1-digits")
+    verb.add_argument("reference", nargs="?", metavar="REF", help="id or file")
+    _weights(verb)
+    _json(verb)
+
+    verb = _verb(
+        verbs, "doctor", _doctor, "which protocols this machine can score, and how to get what is missing",
+        "repro doctor --download",
+    )  # fmt: skip
+    verb.add_argument("--download", action="store_true", help="fetch the weights that are missing")
+    _weights(verb)
+    _json(verb)
+
+
+def _record_verbs(verbs: Any) -> None:
+    records = _verb(
+        verbs, "records", _records_export, "records of several clusters: export, import",
+        "repro records export results.tar",
+    )  # fmt: skip
+    kinds = records.add_subparsers(metavar="WHAT", required=True, parser_class=Parser)
+    for name, run, help in (
+        ("export", _records_export, "pack the records of the folders of runs into FILE"),
+        ("import", _records_import, "unpack the records of FILE into the folder of runs"),
+    ):
+        verb = _verb(kinds, name, run, help, f"repro records {name} results.tar --runs runs")
+        verb.add_argument("file", type=Path, metavar="FILE")
+        verb.add_argument(
+            "--runs", action="append", type=Path, metavar="DIR", help="folder of runs (default: $REPRO_RUNS or ./runs)"
+        )
+
+
 def _verb(verbs: Any, name: str, run: Callable[[argparse.Namespace], int], help: str, example: str) -> Parser:
     formatter = argparse.RawDescriptionHelpFormatter
     epilog = f"example: {example}\n\n{EXIT_CODES}"
@@ -263,6 +338,16 @@ def _folders(verb: Parser) -> None:
         "--data", type=Path, metavar="DIR", help="folder of prepared data (default: $REPRO_DATA or ./data)"
     )
     verb.add_argument("--weights", type=Path, metavar="DIR", help="folder of metric weights and reference statistics")
+
+
+def _weights(verb: Parser) -> None:
+    verb.add_argument("--weights", type=Path, metavar="DIR", help="folder of metric weights and reference statistics")
+
+
+def _scoring(verb: Parser) -> None:
+    _weights(verb)
+    verb.add_argument("--weights-sha256", metavar="HEX", help="digest of the extractor's weights, if not the published")
+    verb.add_argument("--device", default="auto", metavar="NAME", help="cpu, cuda or auto (default)")
 
 
 def _computing(verb: Parser) -> None:
@@ -330,3 +415,45 @@ def _check(options: argparse.Namespace) -> int:
     from repro.verbs import reporting
 
     return reporting.check(options)
+
+
+def _fid(options: argparse.Namespace) -> int:
+    from repro.verbs import metrics
+
+    return metrics.fid(options)
+
+
+def _ref_make(options: argparse.Namespace) -> int:
+    from repro.verbs import metrics
+
+    return metrics.ref_make(options)
+
+
+def _ref_import(options: argparse.Namespace) -> int:
+    from repro.verbs import metrics
+
+    return metrics.ref_import(options)
+
+
+def _ref_info(options: argparse.Namespace) -> int:
+    from repro.verbs import metrics
+
+    return metrics.ref_info(options)
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from repro.verbs import metrics
+
+    return metrics.doctor(options)
+
+
+def _records_export(options: argparse.Namespace) -> int:
+    from repro.verbs import records
+
+    return records.export(options)
+
+
+def _records_import(options: argparse.Namespace) -> int:
+    from repro.verbs import records
+
+    return records.import_(options)

@@ -15,7 +15,13 @@ from repro.diffusion.precond import EDMPrecond, Precond, VEPrecond, VPPrecond, i
 from repro.diffusion.rk45 import rk45_sampler
 from repro.diffusion.samplers import edm_sampler
 from repro.errors import UsageError
-from repro.metrics.protocols import DigitsProtocol, InceptionProtocol
+from repro.metrics.protocols import (
+    ADMProtocol,
+    DigitsProtocol,
+    DINOv2Protocol,
+    InceptionProtocol,
+    PytorchFIDProtocol,
+)
 from repro.models.adm import DhariwalUNet
 from repro.models.song import SongUNet
 from repro.scale import Scale
@@ -157,7 +163,7 @@ class Evaluation:
 
     ema: HalfLifeEMA
     sampler: Callable[..., Any]
-    protocol: DigitsProtocol | InceptionProtocol
+    protocol: DigitsProtocol | InceptionProtocol | PytorchFIDProtocol | ADMProtocol | DINOv2Protocol
     selection: BestSnapshot | MinimumOfRanges
     num_samples: int = 50_000
 
@@ -181,6 +187,7 @@ class Execution:
         sample_batch: images a forward pass in sampling.
         checkpoint_seconds: seconds between checkpoints.
         workers: threads that read batches ahead; 0 reads each when it is needed.
+        keep_samples: keep the generated images of every evaluation as `samples.tar` beside its record.
     """
 
     threads: int = 0
@@ -189,6 +196,7 @@ class Execution:
     sample_batch: int = 256
     checkpoint_seconds: float = 120.0
     workers: int = 4
+    keep_samples: bool = False
 
 
 CONFIGURABLES: Sequence[Callable[..., Any]] = (
@@ -232,5 +240,8 @@ CONFIGURABLES: Sequence[Callable[..., Any]] = (
     # scoring
     DigitsProtocol,
     InceptionProtocol,
+    PytorchFIDProtocol,
+    ADMProtocol,
+    DINOv2Protocol,
 )
 register(*CONFIGURABLES)

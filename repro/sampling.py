@@ -46,6 +46,7 @@ def generate(
     labels: LabelRule = "random",
     batch: int = 256,
     device: torch.device | str = "cpu",
+    quantise: Callable[[Tensor], Tensor] | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
     stop: Callable[[], None] = lambda: None,
 ) -> Generated:
@@ -58,6 +59,8 @@ def generate(
         labels: `random`: each image's label comes from its own generator, as published; `balanced`: label = seed mod
             label_dim, which removes the noise of the class proportions. The generator is advanced equally in both.
         batch: images a forward pass; moves float rounding only.
+        quantise: how the sampler's images become uint8; part of the scoring protocol;
+            None is `to_uint8`, EDM's.
         progress: called as (images done, total) after every sampler step, the current batch counted in proportion.
         stop: called after every sampler step; raises to end the sampling.
 
@@ -79,7 +82,7 @@ def generate(
             return generator.randn(tuple(x.shape), x.dtype).to(x.device)
 
         result = sampler(counted, latents, None if hot is None else hot.to(device), noise, after)
-        images.append(to_uint8(result).cpu())
+        images.append((quantise or to_uint8)(result).cpu())
     return Generated(torch.cat(images), counted.images / max(len(seeds), 1))
 
 

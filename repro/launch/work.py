@@ -7,7 +7,6 @@ import dataclasses
 import datetime
 import json
 import socket
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,11 +23,12 @@ from repro.errors import UsageError
 from repro.experiment import Execution, Trajectory
 from repro.files import make_folder, remove_leftovers, write_atomic, write_json
 from repro.launch.claims import Claim, Owner, acquire, how_to_release
+from repro.launch.evaluate import Scoring, identity_of
 from repro.launch.plan import Folders, Job, Task, has_record
+from repro.metrics.feature_protocol import FeatureProtocol
 from repro.pictures import write_grid
 from repro.results import provenance
 from repro.results.records import Metric, Record, record_path, write_record
-from repro.sampling import generate
 from repro.training import snapshots
 from repro.training.distributed import World
 from repro.training.loop import Interrupted, Tracked, Trainer
@@ -46,7 +46,7 @@ class Worker:
         folders: where runs, data and weights lie.
         report: called with {"fraction", "phase", ...} as a job goes on.
         stop: asked after every step; True ends the job with `Interrupted` once its state is saved.
-        world: the processes that do each job together. The first one claims, evaluates and writes.
+        world: the processes that do each job together. The first one claims and writes.
     """
 
     folders: Folders
@@ -78,7 +78,7 @@ class Worker:
             return
         trajectory, stream = self._open(resolved, execution)
         self._train(job, resolved, trajectory, stream, folder, execution)
-        for index, task in enumerate(pending if self.world.first else ()):
+        for index, task in enumerate(pending):
             self._evaluate(task, trajectory, stream, folder, execution, (index, len(pending)))
         self.world.wait()
 
@@ -160,6 +160,9 @@ class Worker:
                 f"{file}: was trained on another data manifest ({meta['data_manifest'][:16]}) than that of "
                 f"{self.folders.data} ({stream.manifest_sha256[:16]})"
             )
+        path = record_path(
+            self.folders.runs, resolved.trajectory_hash, resolved.evaluation_hash, task.milestone, task.range
+        )
         first = task.range * evaluation.num_samples
 
         def progress(done: int, total: int) -> None:
@@ -169,28 +172,28 @@ class Worker:
 
         def stop() -> None:
             if self.stop():
-                raise Interrupted("stopped while sampling; the same command continues after the training")
+                raise Interrupted("stopped while sampling; the same command continues after the last whole block")
 
-        started = time.monotonic()
-        images, nfe = generate(
+        streamed = isinstance(evaluation.protocol, FeatureProtocol)
+        reference = torch.empty(0) if streamed else stream.all_images()  # a whole data set: only where it is compared
+        scoring = Scoring(
             net,
-            evaluation.sampler,
-            range(first, first + evaluation.num_samples),
-            labels=evaluation.protocol.labels,
-            batch=execution.sample_batch,
-            device=execution.device,
-            progress=progress,
-            stop=stop,
+            evaluation,
+            first,
+            make_folder(path.parent),
+            identity_of(resolved.trajectory_hash, resolved.evaluation_hash, file),
+            reference,
+            self.folders.weights,
+            execution,
+            progress,
+            stop,
+            self.world,
         )
-        sampled = time.monotonic()
-        reference = stream.all_images()
-        scores = evaluation.protocol.score(images, reference, self.folders.weights, execution.device)
-        seconds = {"sampling": sampled - started, "scoring": time.monotonic() - sampled}
-        path = record_path(
-            self.folders.runs, resolved.trajectory_hash, resolved.evaluation_hash, task.milestone, task.range
-        )
-        remove_leftovers(make_folder(path.parent))
-        write_grid(path.parent / "samples.png", images[:100])
+        scored = scoring.run()
+        if scored is None:
+            return
+        remove_leftovers(path.parent)
+        write_grid(path.parent / "samples.png", scored.images)
         protocol = canonical(resolved.evaluation.args["protocol"])
         record = Record(
             cell=resolved.cell.name,
@@ -204,8 +207,10 @@ class Worker:
             range=task.range,
             first_seed=first,
             num_samples=evaluation.num_samples,
-            nfe=nfe,
-            metrics={name: Metric(float(v), evaluation.num_samples, protocol["class"]) for name, v in scores.items()},
+            nfe=scored.nfe,
+            metrics={
+                name: Metric(float(v), evaluation.num_samples, protocol["class"]) for name, v in scored.scores.items()
+            },
             protocol=protocol,
             weights="trained",
             data_manifest_sha256=meta["data_manifest"],
@@ -218,10 +223,11 @@ class Worker:
             execution=dataclasses.asdict(execution),
             threads=torch.get_num_threads(),
             world_size=self.world.size,
-            seconds=seconds,
+            seconds=scored.seconds,
             created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         )
         write_record(self.folders.runs, record)
+        scoring.clean()
 
 
 def build_trajectory(resolved: Resolved) -> Trajectory:

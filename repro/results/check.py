@@ -12,7 +12,7 @@ from repro.results import references
 from repro.results.collect import MARKS, Collection
 from repro.results.fingerprint import Shared, differences, fingerprint
 from repro.results.references import load_fingerprints, load_references
-from repro.results.statistics import LEVEL, POWER_SHIFT, table_holds
+from repro.results.statistics import LEVEL, POWER_SHIFT, Outcome, table_false_alarms, table_holds, table_power
 from repro.tables import Cell, Table
 
 
@@ -82,9 +82,22 @@ def check_statistics(collection: Collection, allow_stale: bool) -> Report:
     code = 3 if not outcomes else (0 if table_holds(outcomes) else 1)
     rule = (
         f"two-sided at {LEVEL:.0%} a cell; the table fails if a cell's p is under {LEVEL:.0%} / (number of cells), "
-        f"here {LEVEL / max(len(outcomes), 1):.2g}, or if two cells lie outside"
+        f"here {LEVEL / max(len(outcomes), 1):.2g}, or if two cells lie outside{_table_power(outcomes)}"
     )
     return Report(f"{collection.table.name} at {collection.scale}: statistics", lines, code, rule)
+
+
+def _table_power(outcomes: Sequence[Outcome]) -> str:
+    """False alarms and power of the whole table's rule, where all cells are compared with replicates."""
+    sizes = [outcome.sizes for outcome in outcomes if outcome.sizes]
+    if not outcomes or len(sizes) < len(outcomes):
+        return ""
+    m, k = min(size[0] for size in sizes), min(size[1] for size in sizes)
+    found = table_power(m, k, len(outcomes))
+    return (
+        f"; false alarms of the table at most {table_false_alarms(len(outcomes)):.1%}, "
+        f"power {found:.0%} for one cell moved by {POWER_SHIFT:g} sd"
+    )
 
 
 def junit(reports: Sequence[Report]) -> str:

@@ -87,7 +87,12 @@ def from_environment() -> World:
         ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID"),
     ):
         if rank in env and size in env:
-            world = World(int(env[rank]), int(env[size]), int(env.get(local, "0")))
+            try:
+                world = World(int(env[rank]), int(env[size]), int(env.get(local, "0")))
+            except ValueError:
+                raise UsageError(f"{rank}, {size} and {local} must be numbers") from None
+            if not 0 <= world.rank < world.size:
+                raise UsageError(f"{rank} {world.rank} is not below {size} {world.size}")
             if world.size > 1 and "MASTER_ADDR" not in env:
                 raise UsageError(f"{size} is {world.size}, but MASTER_ADDR is not set: start it with torchrun")
             return world

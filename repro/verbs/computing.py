@@ -118,7 +118,9 @@ def _plan(cells: Sequence[Cell], options: argparse.Namespace, where: Folders) ->
     for problem in plan.problems:
         print(f"not used: {problem}", file=sys.stderr)
     if plan.jobs:
-        check_prerequisites(cells, options.scale, options.gin, where, options.train)
+        check_prerequisites(
+            cells, options.scale, options.gin, where, options.train, lambda line: print(line, file=sys.stderr)
+        )
         confirm(plan, options)
     elif not plan.done:
         print("nothing to compute: these cells are reference only", file=sys.stderr)

@@ -8,6 +8,7 @@ import pytest
 import runners_augment
 import runners_data
 import runners_loss
+import runners_metrics
 import runners_network
 import runners_sampler
 from harness import Case, Runner, find_cases
@@ -20,6 +21,7 @@ RUNNERS: dict[tuple[str, str], Runner] = {
     **runners_sampler.RUNNERS,
     **runners_augment.RUNNERS,
     **runners_data.RUNNERS,
+    **runners_metrics.RUNNERS,
 }
 
 

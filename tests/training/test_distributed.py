@@ -48,6 +48,10 @@ def test_the_environment_of_torchrun_and_of_slurm(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("LOCAL_RANK", "1")
     assert from_environment() == World(1, 2, 1)  # torchrun inside a SLURM job: torchrun's own
+    for rank in ("2", "x"):
+        monkeypatch.setenv("RANK", rank)
+        with pytest.raises(UsageError, match="WORLD_SIZE"):
+            from_environment()
 
 
 def test_alone_nothing_is_asked_of_others() -> None:
