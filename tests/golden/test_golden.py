@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import runners_augment
+import runners_edm2
 import runners_loss
 import runners_network
 import runners_sampler
@@ -18,6 +19,7 @@ RUNNERS: dict[tuple[str, str], Runner] = {
     **runners_loss.RUNNERS,
     **runners_sampler.RUNNERS,
     **runners_augment.RUNNERS,
+    **runners_edm2.RUNNERS,  # last: it hands on what has a name of EDM's and is not EDM2's
 }
 
 
