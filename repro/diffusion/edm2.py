@@ -18,7 +18,7 @@ from repro.models.layers import Init, Linear
 
 
 class EDM2Precond(Precond):
-    """EDM's preconditioning with a head that learns u(sigma), the log of the expected loss (section 2.2 and Equation 21).
+    """EDM's preconditioning with a head that learns u(sigma), the log of the expected loss (Equation 21).
 
     The head is a linear layer on Fourier features of c_noise, with the conventions of the network: with bias for ADM
     (configuration B), weights as the network's from C on, features of unit magnitude in G. In the state dict the
