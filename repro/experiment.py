@@ -9,17 +9,22 @@ from typing import Any
 from repro.config import register
 from repro.data.sources import FFHQ, AFHQv2, Cifar10, Digits
 from repro.data.stream import Dataset
+from repro.diffusion.edm2 import EDM2Precond, UncertaintyLoss
+from repro.diffusion.guidance import edm2_sampler
 from repro.diffusion.losses import EDMLoss, VELoss, VPLoss
 from repro.diffusion.precond import EDMPrecond, Precond, VEPrecond, VPPrecond
 from repro.diffusion.samplers import edm_sampler
 from repro.errors import UsageError
 from repro.metrics.protocols import DigitsProtocol, InceptionProtocol
+from repro.models.adm import DhariwalUNet
+from repro.models.edm2 import EDM2UNet
 from repro.models.song import SongUNet
 from repro.scale import Scale
 from repro.training.augment import AugmentPipe
-from repro.training.ema import HalfLifeEMA
+from repro.training.ema import HalfLifeEMA, PowerEMA, TraditionalEMA
 from repro.training.optimizers import Adam
-from repro.training.schedules import LinearRampup
+from repro.training.posthoc import PostHocEMA
+from repro.training.schedules import InverseSqrtDecay, LinearRampup
 from repro.training.step import Reduction
 
 
@@ -47,7 +52,7 @@ class Trajectory:
     data: Dataset
     denoiser: Precond
     loss: Callable[..., Any]
-    lr: LinearRampup
+    lr: InverseSqrtDecay | LinearRampup
     batch: int
     optimizer: Adam
     augment: AugmentPipe | None = None
@@ -104,6 +109,37 @@ class BestSnapshot:
 
 
 @dataclasses.dataclass
+class FinalSnapshot:
+    """EDM2's rule: the end of training, the minimum over sampling ranges (Karras et al. 2024, section 2).
+
+    Args:
+        total_nimg: length of training in images.
+        ranges: sampling ranges; range k holds seeds k n to (k + 1) n - 1.
+    """
+
+    UNITS = {"total_nimg": "images", "ranges": "ranges"}
+
+    total_nimg: int = 2**31
+    ranges: int = 3
+
+    def __post_init__(self) -> None:
+        for name in ("total_nimg", "ranges"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"FinalSnapshot.{name} must be 1 or more, not {getattr(self, name)}")
+
+    def milestones(self) -> list[int]:
+        """The end of training, in images."""
+        return [self.total_nimg]
+
+    def choose(self, values: dict[tuple[int, int], float]) -> tuple[int, int] | None:
+        """The (milestone, range) whose value is the cell's, or None unless every range is there."""
+        wanted = [(self.total_nimg, k) for k in range(self.ranges)]
+        if any(key not in values for key in wanted):
+            return None
+        return min(wanted, key=lambda key: values[key])
+
+
+@dataclasses.dataclass
 class Evaluation:
     """Sampling from the weights at a milestone and scoring the images.
 
@@ -117,10 +153,10 @@ class Evaluation:
 
     UNITS = {"protocol": "protocol", "num_samples": "samples"}
 
-    ema: HalfLifeEMA
+    ema: PostHocEMA | PowerEMA | HalfLifeEMA
     sampler: Callable[..., Any]
     protocol: DigitsProtocol | InceptionProtocol
-    selection: BestSnapshot
+    selection: BestSnapshot | FinalSnapshot
     num_samples: int = 50_000
 
 
@@ -157,6 +193,7 @@ CONFIGURABLES: Sequence[Callable[..., Any]] = (
     Evaluation,
     Execution,
     BestSnapshot,
+    FinalSnapshot,
     Scale,
     # data
     Dataset,
@@ -166,17 +203,26 @@ CONFIGURABLES: Sequence[Callable[..., Any]] = (
     AFHQv2,
     # networks, preconditioning, losses, sampling
     SongUNet,
+    DhariwalUNet,
+    EDM2UNet,
     VPPrecond,
     VEPrecond,
     EDMPrecond,
+    EDM2Precond,
     VPLoss,
     VELoss,
     EDMLoss,
+    UncertaintyLoss,
     edm_sampler,
+    edm2_sampler,
     # training
     AugmentPipe,
     HalfLifeEMA,
+    TraditionalEMA,
+    PowerEMA,
+    PostHocEMA,
     LinearRampup,
+    InverseSqrtDecay,
     Adam,
     # scoring
     DigitsProtocol,

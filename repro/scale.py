@@ -25,12 +25,14 @@ class Scale:
         halflives: divisor of EMA half-lives and decay times, counted in images.
         batch: strictly increasing map of batch sizes as (paper's, ours) pairs, linear in between; None keeps them.
         channels: divisor of feature channels.
+        head_channels: divisor of the channels of an attention head.
         blocks: divisor of residual blocks a level.
         resolution: divisor of image resolutions and of attention resolutions.
         samples: divisor of the number of generated images.
         ranges: divisor of the number of sampling ranges.
         steps: strictly increasing map of sampler steps, given like `batch`.
         image_channels: colour channels of the replaced images; None keeps the column's.
+        classes: classes of the replaced data, where a network or data set has classes at all; None keeps the column's.
         source: the data source that replaces every column's; None keeps it.
         protocol: the scoring protocol that replaces every row's; None keeps it.
     """
@@ -41,12 +43,14 @@ class Scale:
     halflives: float = 1
     batch: Sequence[tuple[int, int]] | None = None
     channels: float = 1
+    head_channels: float = 1
     blocks: float = 1
     resolution: float = 1
     samples: float = 1
     ranges: float = 1
     steps: Sequence[tuple[int, int]] | None = None
     image_channels: int | None = None
+    classes: int | None = None
     source: Any = None
     protocol: Any = None
 
@@ -56,12 +60,13 @@ _DIVISORS = {
     "interval": "intervals",
     "halflife": "halflives",
     "channels": "channels",
+    "head_channels": "head_channels",
     "blocks": "blocks",
     "resolution": "resolution",
     "samples": "samples",
     "ranges": "ranges",
 }
-_REPLACED = {"image_channels", "source", "protocol"}
+_REPLACED = {"image_channels", "classes", "source", "protocol"}
 _MAPS = {"batch": "batch sizes", "steps": "sampler steps"}
 UNIT_NAMES = {*_DIVISORS, *_REPLACED, *_MAPS}
 
@@ -85,6 +90,8 @@ def scaled(value: Any, unit: str, scale: Mapping[str, Any]) -> Any:
     """One value of a unit at a scale. Lists are scaled item by item; None stays None."""
     if value is None:
         return None
+    if unit == "classes" and not value:
+        return value  # unconditional at every scale
     if unit in _REPLACED:
         return value if scale[unit] is None else scale[unit]
     if isinstance(value, list):

@@ -12,14 +12,14 @@ from torch import Tensor, nn
 
 from repro.models.layers import Conv2d, GroupNorm, Init, Linear, PositionalEmbedding, UNetBlock
 
-CHANNELS_PER_HEAD = 64
-
 
 class DhariwalUNet(nn.Module):
     """Raw network F of the denoiser. `label_dropout` is only kept here: the training step applies it to the labels.
 
     img_resolution: pixels of a side, divisible by 2 ** (len(channel_mult) - 1).
-    attn_resolutions: resolutions with self-attention, one head for every full 64 channels (none below 64 channels).
+    attn_resolutions: resolutions with self-attention, one head for every full channels_per_head channels (none where
+        there is no such head).
+    clip_act: limit of the absolute values that leave a block; None for none. EDM2 has 256 wherever it uses float16.
     """
 
     UNITS: ClassVar[dict[str, str]] = {
@@ -29,7 +29,10 @@ class DhariwalUNet(nn.Module):
         "model_channels": "channels",
         "num_blocks": "blocks",
         "attn_resolutions": "resolution",
+        "channels_per_head": "head_channels",
+        "label_dim": "classes",
     }
+    NEUTRAL: ClassVar[dict[str, Any]] = {"channels_per_head": 64, "clip_act": None}
 
     def __init__(
         self,
@@ -45,6 +48,8 @@ class DhariwalUNet(nn.Module):
         attn_resolutions: Sequence[int] = (32, 16, 8),
         dropout: float = 0.10,
         label_dropout: float = 0.0,
+        channels_per_head: int = 64,
+        clip_act: float | None = None,
     ) -> None:
         super().__init__()
         self.img_resolution = img_resolution
@@ -65,7 +70,9 @@ class DhariwalUNet(nn.Module):
             "dropout": dropout,
             "init": init,
             "init_zero": init_zero,
+            "clip_act": clip_act,
         }
+        self._channels_per_head = channels_per_head
         self.map_noise = PositionalEmbedding(model_channels)
         self.map_augment = Linear(augment_dim, model_channels, bias=False, init=init_zero) if augment_dim else None
         self.map_layer0 = Linear(model_channels, emb_channels, init=init)
@@ -78,7 +85,7 @@ class DhariwalUNet(nn.Module):
         self.out_conv = Conv2d(channels, out_channels, 3, init=init_zero)
 
     def _block(self, in_channels: int, out_channels: int, attention: bool = False, **resampling: Any) -> UNetBlock:
-        heads = out_channels // CHANNELS_PER_HEAD if attention else 0
+        heads = out_channels // self._channels_per_head if attention else 0
         return UNetBlock(in_channels, out_channels, num_heads=heads, **resampling, **self._block_options)
 
     def _build_encoder(self, init: Init) -> list[int]:

@@ -219,6 +219,7 @@ class EDM2UNet(nn.Module):
         "num_blocks": "blocks",
         "attn_resolutions": "resolution",
         "channels_per_head": "head_channels",
+        "label_dim": "classes",
     }
 
     def __init__(

@@ -49,6 +49,10 @@ class PostHocEMA:
         tracked = "+".join(PowerEMA(std).name.removeprefix("std") for std in self.tracked)
         return f"posthoc-{PowerEMA(self.std).name}-from-{tracked}-every-{self.interval_nimg}"
 
+    def beta(self, cur_nimg: int, batch: int) -> float:
+        """Decay with which the average would be tracked directly, for fingerprints: training tracks `profiles`."""
+        return PowerEMA(self.std).beta(cur_nimg, batch)
+
     def profiles(self) -> list[PowerEMA]:
         """The running averages that training has to keep."""
         return [PowerEMA(std) for std in self.tracked]
