@@ -11,6 +11,8 @@ import torch
 from repro import assets
 from repro.cells import Resolved, resolve
 from repro.config import REGISTRY, build, flatten
+from repro.errors import UsageError
+from repro.experiment import FinalSnapshot
 from repro.scale import collisions
 from repro.tables import load_table
 
@@ -106,3 +108,12 @@ def test_mini_snapshots_determine_every_rows_average() -> None:
         times = np.repeat(np.array(ema.times(total), dtype=float), len(ema.tracked))
         stds = np.tile(np.array(ema.tracked), len(times) // len(ema.tracked))
         assert profile_errors(times, stds, np.array([float(total)]), np.array([ema.std]))[0] <= ERROR_LIMIT
+
+
+def test_the_value_of_a_cell_is_the_minimum_of_its_ranges() -> None:
+    rule = FinalSnapshot(1000, 3)
+    assert rule.milestones() == [1000]
+    assert rule.choose({(1000, 0): 3.0, (1000, 1): 2.0}) is None
+    assert rule.choose({(1000, 0): 3.0, (1000, 1): 2.0, (1000, 2): 2.5}) == (1000, 1)
+    with pytest.raises(UsageError, match="ranges must be 1 or more"):
+        FinalSnapshot(1000, 0)

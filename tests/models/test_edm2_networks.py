@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from repro.diffusion.edm2 import EDM2Precond
 from repro.models import edm2_layers as layers
@@ -91,6 +92,38 @@ def test_fifteen_attention_layers_and_the_published_number_of_entries() -> None:
     assert sum(key.endswith("attn_proj.weight") for key in keys) == 15
     assert (len(keys), len(unconditional.state_dict())) == (203, 202)
     assert net.state_dict()["unet.dec.16x16_block2.attn_qkv.weight"].shape == (1728, 576, 1, 1)
+
+
+@pytest.mark.parametrize("row, gmac", [("c", 99.78), ("d", 99.78), ("e", 99.78), ("f", 100.80), ("g", 100.80)])
+def test_multiplications_of_each_row(row: str, gmac: float) -> None:
+    """Convolutions and attention of one evaluation (specification, section 11), counted from the networks."""
+    with torch.device("meta"):
+        net = EDM2UNet(64, 4, 1000, **ROWS[row]).eval()
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            net(torch.empty(1, 4, 64, 64), torch.empty(1), torch.empty(1, 1000))
+    counts = {str(name): value for name, value in counter.get_flop_counts()["Global"].items()}
+    assert (counts["aten.convolution"] + counts["aten.bmm"]) / 2e9 == pytest.approx(gmac, abs=0.01)
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_half_precision_stays_near_single(row: str) -> None:
+    """Activations are float16 from end to end; embedding and weights stay float32 (specification, section 4)."""
+    net = make(row).train()
+    for name, parameter in net.named_parameters():
+        if name.endswith("gain"):
+            parameter.data.fill_(0.5)
+    x, noise, labels = inputs()
+    single, half = net(x, noise, labels), net(x.half(), noise, labels)
+    assert half.dtype == torch.float16
+    torch.testing.assert_close(half.float(), single, atol=0.01 * float(single.detach().std()), rtol=0.02)
+    torch.autograd.backward(half.float().square().sum())
+    assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in net.parameters())
+
+
+def test_large_activations_in_half_precision_have_a_norm() -> None:
+    """Squares of 256, the limit of activations, are beyond float16."""
+    x = torch.full((1, 4, 1, 1), 256.0, dtype=torch.float16)
+    torch.testing.assert_close(layers.pixel_norm(x), torch.ones_like(x))
 
 
 def test_norm_is_rms_plus_eps_outside_the_root() -> None:
