@@ -99,13 +99,19 @@ def resolve(cell: Cell, scale: str = "full", bindings: Sequence[str] = (), *, se
     """
     if scale not in scale_names():
         raise UsageError(f"no scale {scale!r}{suggest(scale, scale_names())} known: {', '.join(scale_names())}")
-    composition = Composition([*cell.gin, f"scale/{scale}.gin"], bindings, strict=[cell.row_file])
+    composition = Composition([*cell.gin, _scale_file(cell, scale)], bindings, strict=[cell.row_file])
     full = composition.root("Experiment")
     factors = composition.root("Scale")
     execution = composition.root("Execution")
     composition.check_used()
     resolved = Resolved(cell, factors.args["name"], apply_scale(full, factors), execution, composition.text)
     return resolved if seed is None else resolved.with_seed(seed)
+
+
+def _scale_file(cell: Cell, scale: str) -> str:
+    """The scale's file, or the paper's own form of it where there is one: `scale/<paper>/<scale>.gin`."""
+    own = f"scale/{cell.table.split('/')[0]}/{scale}.gin"
+    return own if (assets.gin_dir() / own).is_file() else f"scale/{scale}.gin"
 
 
 def experiment_digest(resolved: Resolved) -> str:

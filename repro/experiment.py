@@ -10,6 +10,8 @@ from repro.config import register
 from repro.data.sources import FFHQ, AFHQv2, CelebA, Cifar10, Coco, Digits, ImageFolder, ImageNet, Latents
 from repro.data.stream import Dataset
 from repro.diffusion.ablation import ablation_sampler
+from repro.diffusion.edm2 import EDM2Precond, UncertaintyLoss
+from repro.diffusion.guidance import edm2_sampler
 from repro.diffusion.losses import EDMLoss, VELoss, VPLoss, iDDPMLoss
 from repro.diffusion.precond import EDMPrecond, Precond, VEPrecond, VPPrecond, iDDPMPrecond
 from repro.diffusion.rk45 import rk45_sampler
@@ -23,12 +25,15 @@ from repro.metrics.protocols import (
     PytorchFIDProtocol,
 )
 from repro.models.adm import DhariwalUNet
+from repro.models.edm2 import EDM2UNet
 from repro.models.song import SongUNet
 from repro.scale import Scale
+from repro.selection import BestSnapshot, FinalSnapshot, MinimumOfRanges, Selection
 from repro.training.augment import AugmentPipe
-from repro.training.ema import HalfLifeEMA
+from repro.training.ema import HalfLifeEMA, PowerEMA, TraditionalEMA
 from repro.training.optimizers import Adam
-from repro.training.schedules import LinearRampup
+from repro.training.posthoc import PostHocEMA
+from repro.training.schedules import InverseSqrtDecay, LinearRampup
 from repro.training.step import Reduction
 
 
@@ -48,21 +53,24 @@ class Trajectory:
         loss_reduction: how the error of one image becomes a number: `sum` over pixels (EDM), `mean` or `half_sum`
             (Song et al.).
         clip_norm: limit of the gradient's L2 norm, or None.
+        infinite_gradient: what takes the place of an infinite entry of the gradient, with its sign.
         seed: training seed: initial weights, data order, noise, dropout. One seed is one replicate.
     """
 
     UNITS = {"batch": "batch"}
+    NEUTRAL = {"infinite_gradient": 1e5}
 
     data: Dataset
     denoiser: Precond
     loss: Callable[..., Any]
-    lr: LinearRampup
+    lr: InverseSqrtDecay | LinearRampup
     batch: int
     optimizer: Adam
     augment: AugmentPipe | None = None
     loss_scale: float = 1.0
     loss_reduction: Reduction = "sum"
     clip_norm: float | None = None
+    infinite_gradient: float = 1e5
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -79,75 +87,6 @@ class Trajectory:
 
 
 @dataclasses.dataclass
-class BestSnapshot:
-    """EDM's rule: the best of the snapshots at a fixed interval, each the minimum over sampling ranges (appendix F.3).
-
-    Args:
-        total_nimg: length of training in images; the last candidate.
-        interval_nimg: images between candidates.
-        ranges: sampling ranges a candidate; range k holds seeds k n to (k + 1) n - 1.
-    """
-
-    UNITS = {"total_nimg": "images", "interval_nimg": "interval", "ranges": "ranges"}
-
-    total_nimg: int = 200_000_000
-    interval_nimg: int = 2_500_000
-    ranges: int = 3
-
-    def __post_init__(self) -> None:
-        _check_positive(self, "total_nimg", "interval_nimg", "ranges")
-
-    def milestones(self) -> list[int]:
-        """Candidates in images, increasing; the last is the end of training."""
-        inner = range(self.interval_nimg, self.total_nimg, self.interval_nimg)
-        return [*inner, self.total_nimg]
-
-    def choose(self, values: dict[tuple[int, int], float]) -> tuple[int, int] | None:
-        """The (milestone, range) whose value is the cell's, or None unless every candidate of every range is there."""
-        return _lowest(self, values)
-
-
-@dataclasses.dataclass
-class MinimumOfRanges:
-    """EDM's rule for a network that is given, not selected: the minimum over sampling ranges of its final weights
-    (appendix F.1). The ranges are the same at every scale: their spread says what a difference of samplers is worth.
-
-    Args:
-        total_nimg: length of training in images.
-        ranges: sampling ranges; range k holds seeds k n to (k + 1) n - 1.
-    """
-
-    UNITS = {"total_nimg": "images"}
-
-    total_nimg: int = 200_000_000
-    ranges: int = 3
-
-    def __post_init__(self) -> None:
-        _check_positive(self, "total_nimg", "ranges")
-
-    def milestones(self) -> list[int]:
-        """The end of training, in images."""
-        return [self.total_nimg]
-
-    def choose(self, values: dict[tuple[int, int], float]) -> tuple[int, int] | None:
-        """The (milestone, range) whose value is the cell's, or None unless every range is there."""
-        return _lowest(self, values)
-
-
-def _check_positive(rule: BestSnapshot | MinimumOfRanges, *names: str) -> None:
-    for name in names:
-        if getattr(rule, name) < 1:
-            raise UsageError(f"{type(rule).__name__}.{name} must be 1 or more, not {getattr(rule, name)}")
-
-
-def _lowest(rule: BestSnapshot | MinimumOfRanges, values: dict[tuple[int, int], float]) -> tuple[int, int] | None:
-    wanted = [(milestone, k) for milestone in rule.milestones() for k in range(rule.ranges)]
-    if any(key not in values for key in wanted):
-        return None
-    return min(wanted, key=lambda key: values[key])
-
-
-@dataclasses.dataclass
 class Evaluation:
     """Sampling from the weights at a milestone and scoring the images.
 
@@ -161,10 +100,10 @@ class Evaluation:
 
     UNITS = {"protocol": "protocol", "num_samples": "samples"}
 
-    ema: HalfLifeEMA
+    ema: PostHocEMA | PowerEMA | HalfLifeEMA
     sampler: Callable[..., Any]
     protocol: DigitsProtocol | InceptionProtocol | PytorchFIDProtocol | ADMProtocol | DINOv2Protocol
-    selection: BestSnapshot | MinimumOfRanges
+    selection: Selection
     num_samples: int = 50_000
 
 
@@ -206,6 +145,7 @@ CONFIGURABLES: Sequence[Callable[..., Any]] = (
     Execution,
     BestSnapshot,
     MinimumOfRanges,
+    FinalSnapshot,
     Scale,
     # data
     Dataset,
@@ -221,21 +161,29 @@ CONFIGURABLES: Sequence[Callable[..., Any]] = (
     # networks, preconditioning, losses, sampling
     SongUNet,
     DhariwalUNet,
+    EDM2UNet,
     VPPrecond,
     VEPrecond,
     iDDPMPrecond,
     EDMPrecond,
+    EDM2Precond,
     VPLoss,
     VELoss,
     iDDPMLoss,
     EDMLoss,
+    UncertaintyLoss,
     edm_sampler,
     ablation_sampler,
     rk45_sampler,
+    edm2_sampler,
     # training
     AugmentPipe,
     HalfLifeEMA,
+    TraditionalEMA,
+    PowerEMA,
+    PostHocEMA,
     LinearRampup,
+    InverseSqrtDecay,
     Adam,
     # scoring
     DigitsProtocol,

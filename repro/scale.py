@@ -88,18 +88,26 @@ def apply_scale(tree: Node, scale: Node) -> Node:
 
 
 def _with_image_channels(tree: Node, ours: int | None) -> Node:
-    """Every count of image channels in the proportion of the data's to ours: a network that predicts variances too has
-    twice as many."""
-    base = flatten(tree).get("trajectory.data.channels")
-    if ours is None or base is None:
+    """Image channels as ours: the data's, and those of a network in proportion, which may predict variances too."""
+    if ours is None:
         return tree
+    found: list[int] = []
+
+    def counts(node: Node, key: str, value: Any) -> Any:
+        if node.name != "Dataset" and getattr(node.target, "UNITS", {}).get(key) == "image_channels":
+            found.append(value)
+        return value
+
+    transform(tree, counts)
 
     def change(node: Node, key: str, value: Any) -> Any:
-        if getattr(node.target, "UNITS", {}).get(key) != "image_channels" or value is None:
+        if getattr(node.target, "UNITS", {}).get(key) != "image_channels":
             return value
-        if value % base:
-            raise UsageError(f"{node.name}.{key} is {value}, no multiple of the data's {base} channels")
-        return value // base * ours
+        if node.name == "Dataset":
+            return ours  # what is stored of an image may be more than the network sees of it
+        if value % min(found):
+            raise UsageError(f"{node.name}.{key} is {value}, no multiple of the {min(found)} channels of an image")
+        return value // min(found) * ours
 
     return transform(tree, change)
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from repro import assets
 from repro.cells import Resolved, resolve, scale_names
 from repro.config import REGISTRY, Node, canonical, flatten
 from repro.errors import UsageError
 from repro.results.fingerprint import differences, fingerprint
-from repro.scale import UNIT_NAMES, check_map, collisions, mapped
+from repro.scale import UNIT_NAMES, check_map, collisions, mapped, scaled
 from repro.tables import find_cell, load_table, table_names
 
 TABLE = load_table("edm/table2")
@@ -98,7 +100,7 @@ def test_channels_keep_their_proportion_and_classes_are_the_data_s() -> None:
 
 def test_channels_that_are_no_multiple_of_the_data_s_are_refused() -> None:
     cell = find_cell("edm/table3/ours/imagenet64-adm")
-    with pytest.raises(UsageError, match="DhariwalUNet.in_channels is 4, no multiple of the data's 3 channels"):
+    with pytest.raises(UsageError, match="DhariwalUNet.out_channels is 6, no multiple of the 4 channels of an image"):
         resolve(cell, "mini", ["DhariwalUNet.in_channels = 4"])
 
 
@@ -122,6 +124,24 @@ def test_the_scale_binds_no_key_of_a_row_or_column() -> None:
         text = (Path(__file__).parent.parent / "gin" / "scale" / f"{name}.gin").read_text()
         bound = [line.split("=")[0].strip() for line in text.splitlines() if "=" in line and not line.startswith("#")]
         assert all(key.split(".")[0] in ("Scale", "Execution") for key in bound), bound
+
+
+def test_classes_are_replaced_where_there_are_any() -> None:
+    factors = {"classes": 10}
+    assert [scaled(value, "classes", factors) for value in (1000, 10, 0)] == [10, 10, 0]
+    assert scaled(1000, "classes", {"classes": None}) == 1000
+
+
+def test_a_paper_may_have_a_scale_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    shutil.copytree(assets.gin_dir(), tmp_path / "gin")
+    own = tmp_path / "gin" / "scale" / "edm" / "mini.gin"
+    own.parent.mkdir()
+    own.write_text("include 'scale/mini.gin'\nScale.images = 4200\n")
+    before = flatten(of("f", "ffhq-vp", "mini").experiment)["evaluation.selection.total_nimg"]
+    monkeypatch.setattr("repro.assets.gin_dir", lambda: tmp_path / "gin")
+    resolved = of("f", "ffhq-vp", "mini")
+    assert resolved.scale == "mini"
+    assert flatten(resolved.experiment)["evaluation.selection.total_nimg"] == pytest.approx(before / 2, abs=1)
 
 
 def test_declared_units_exist_and_name_parameters() -> None:

@@ -24,6 +24,9 @@ class Precond(nn.Module):
     """
 
     NEUTRAL: ClassVar[dict[str, Any]] = {"use_bf16": False}
+    model: nn.Module
+    MODEL: ClassVar[str] = "model"
+    """Name of the network in the state dict."""
 
     sigma_min: float
     sigma_max: float
@@ -32,7 +35,7 @@ class Precond(nn.Module):
         super().__init__()
         if use_fp16 and use_bf16:
             raise UsageError(f"{type(self).__name__}: use_fp16 and use_bf16 exclude each other")
-        self.model = model
+        setattr(self, self.MODEL, model)
         self.use_fp16 = use_fp16
         self.use_bf16 = use_bf16
         self.img_resolution: int = model.img_resolution  # type: ignore[assignment]

@@ -9,6 +9,7 @@ the score has the same bits on any number of ranks, and no rank holds more than 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import io
 import os
 import shutil
@@ -20,7 +21,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from repro import assets
 from repro.diffusion.precond import Precond
@@ -32,7 +33,7 @@ from repro.metrics.backends import Extractor
 from repro.metrics.feature_protocol import FeatureProtocol
 from repro.metrics.measure import BLOCK
 from repro.metrics.quantise import QUANTISERS
-from repro.metrics.weights import StrPath, file_sha256
+from repro.metrics.weights import StrPath
 from repro.sampling import generate
 from repro.training.distributed import World
 
@@ -191,9 +192,13 @@ class Scoring:
         return torch.from_numpy(images[:GRID_IMAGES])
 
 
-def identity_of(trajectory_hash: str, evaluation_hash: str, snapshot: Path) -> str:
-    """What generated images depend on beside their seeds: configuration, and the content of the weights."""
-    return digest([trajectory_hash, evaluation_hash, file_sha256(snapshot)])
+def identity_of(evaluation_hash: str, net: nn.Module) -> str:
+    """What generated images depend on beside their seeds: the configuration, and the weights themselves."""
+    weights = hashlib.sha256()
+    for name, value in sorted(net.state_dict().items()):
+        weights.update(name.encode())
+        weights.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest([evaluation_hash, weights.hexdigest()])
 
 
 def block_path(partial: Path, start: int) -> Path:

@@ -154,6 +154,10 @@ def check_prerequisites(
                 f"{cell.name}: the paper evaluates published weights here, and this version cannot import any; "
                 "--train trains the network instead, and the table says so"
             ] = None
+        if resolved.dataset().source.form != "pixels":
+            missing[
+                f"{cell.name}: its images are latents, and this version cannot decode generated ones to score them"
+            ] = None
         protocol = resolved.protocol()
         for line in protocol.missing(folders.weights):
             missing[line] = None

@@ -106,9 +106,9 @@ class Worker:
         execution: Execution,
     ) -> None:
         """Train until every wanted snapshot exists; write the manifest first."""
-        wanted = [request.resolve() for request in job.wanted]
-        profiles = {cell.ema().name: cell.ema() for cell in wanted}
-        milestones = sorted({m for cell in wanted for m in cell.selection().milestones()})
+        needs = [(cell.ema(), m) for r in job.wanted for cell in [r.resolve()] for m in cell.selection().milestones()]
+        profiles = {profile.name: profile for ema, _ in needs for profile in ema.profiles()}
+        milestones = sorted({time for ema, milestone in needs for time in ema.times(milestone)})
         manifest = {
             "trajectory_hash": resolved.trajectory_hash,
             "config": canonical(resolved.trajectory),
@@ -116,7 +116,12 @@ class Worker:
             "sources_sha256": assets.sources_sha256(),
             "execution": dataclasses.asdict(execution),
         }
-        files = [snapshots.path(folder, m, name) for m in milestones for name in profiles]
+        files = {
+            snapshots.path(folder, time, profile.name)
+            for ema, milestone in needs
+            for profile in ema.profiles()
+            for time in ema.times(milestone)
+        }
         if self.world.from_first(all(file.exists() for file in files)):
             return
 
@@ -153,11 +158,10 @@ class Worker:
         resolved = task.request.resolve()
         evaluation = build(resolved.evaluation)
         net = trajectory.denoiser.eval()
-        file = snapshots.path(folder, task.milestone, evaluation.ema.name)
-        meta = snapshots.load(file, resolved.trajectory_hash, net)
+        meta = evaluation.ema.load(folder, resolved.trajectory_hash, task.milestone, net)
         if meta["data_manifest"] != stream.manifest_sha256:
             raise UsageError(
-                f"{file}: was trained on another data manifest ({meta['data_manifest'][:16]}) than that of "
+                f"{folder}: was trained on another data manifest ({meta['data_manifest'][:16]}) than that of "
                 f"{self.folders.data} ({stream.manifest_sha256[:16]})"
             )
         path = record_path(
@@ -181,7 +185,7 @@ class Worker:
             evaluation,
             first,
             make_folder(path.parent),
-            identity_of(resolved.trajectory_hash, resolved.evaluation_hash, file),
+            identity_of(resolved.evaluation_hash, net),
             reference,
             self.folders.weights,
             execution,

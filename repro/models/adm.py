@@ -17,20 +17,22 @@ class DhariwalUNet(nn.Module):
     """Raw network F of the denoiser. `label_dropout` is only kept here: the training step applies it to the labels.
 
     img_resolution: pixels of a side, divisible by 2 ** (len(channel_mult) - 1).
-    attn_resolutions: resolutions with self-attention, one head for every full `channels_per_head` channels (none below
-    that many).
+    attn_resolutions: resolutions with self-attention, one head for every full channels_per_head channels (none where
+        there is no such head).
+    clip_act: limit of the absolute values that leave a block; None for none. EDM2 has 256 wherever it uses float16.
     """
 
     UNITS: ClassVar[dict[str, str]] = {
         "img_resolution": "resolution",
         "in_channels": "image_channels",
         "out_channels": "image_channels",
-        "label_dim": "classes",
         "model_channels": "channels",
-        "channels_per_head": "head_channels",
         "num_blocks": "blocks",
         "attn_resolutions": "resolution",
+        "channels_per_head": "head_channels",
+        "label_dim": "classes",
     }
+    NEUTRAL: ClassVar[dict[str, Any]] = {"channels_per_head": 64, "clip_act": None}
 
     def __init__(
         self,
@@ -47,6 +49,7 @@ class DhariwalUNet(nn.Module):
         dropout: float = 0.10,
         label_dropout: float = 0.0,
         channels_per_head: int = 64,
+        clip_act: float | None = None,
     ) -> None:
         super().__init__()
         self.img_resolution = img_resolution
@@ -55,7 +58,6 @@ class DhariwalUNet(nn.Module):
         self.label_dim = label_dim
         self.augment_dim = augment_dim
         self.label_dropout = label_dropout
-        self._channels_per_head = channels_per_head
         emb_channels = model_channels * channel_mult_emb
         third = math.sqrt(1 / 3)
         init = Init("kaiming_uniform", weight=third, bias=third)
@@ -68,7 +70,9 @@ class DhariwalUNet(nn.Module):
             "dropout": dropout,
             "init": init,
             "init_zero": init_zero,
+            "clip_act": clip_act,
         }
+        self._channels_per_head = channels_per_head
         self.map_noise = PositionalEmbedding(model_channels)
         self.map_augment = Linear(augment_dim, model_channels, bias=False, init=init_zero) if augment_dim else None
         self.map_layer0 = Linear(model_channels, emb_channels, init=init)

@@ -274,6 +274,7 @@ class UNetBlock(nn.Module):
 
     x: (N, in_channels, H, W), emb: (N or 1, emb_channels) -> (N, out_channels, H', W'). num_heads 0: no attention.
     `adaptive_scale` makes the embedding scale and shift the normalised features, else it is added before the norm.
+    `clip_act` limits the absolute values of the output.
     """
 
     def __init__(
@@ -294,12 +295,14 @@ class UNetBlock(nn.Module):
         init: Init = Init(),
         init_zero: Init = Init(weight=0.0),
         init_attn: Init | None = None,
+        clip_act: float | None = None,
     ) -> None:
         super().__init__()
         self.num_heads = num_heads
         self.dropout = dropout
         self.skip_scale = skip_scale
         self.adaptive_scale = adaptive_scale
+        self.clip_act = clip_act
 
         def conv(c_in: int, c_out: int, kernel: int, rule: Init, resampled: bool = False) -> Conv2d:
             return Conv2d(
@@ -335,7 +338,7 @@ class UNetBlock(nn.Module):
         x = self._scaled_sum(h, x if self.skip is None else self.skip(x))
         if self.num_heads:
             x = self._scaled_sum(self.proj(attention(self.qkv(self.norm2(x)), self.num_heads)), x)
-        return x
+        return x if self.clip_act is None else x.clamp(-self.clip_act, self.clip_act)
 
     def _scaled_sum(self, a: Tensor, b: Tensor) -> Tensor:
         return a + b if self.skip_scale == 1 else (a + b).mul_(self.skip_scale)

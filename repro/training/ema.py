@@ -3,13 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from repro.training import snapshots
+from repro.training.power_profile import gamma_from_std, power_beta
 
 
-class HalfLifeEMA:
+class RunningEMA:
+    """An average that training keeps itself: what an evaluation asks of any EMA (see also `repro.training.posthoc`)."""
+
+    @property
+    def name(self) -> str:
+        """Name of the average in file names; equal for equal settings."""
+        raise NotImplementedError
+
+    def profiles(self) -> list[Profile]:
+        """The running averages that training has to keep: this one."""
+        return [self]  # type: ignore[list-item]
+
+    def times(self, milestone: int) -> list[int]:
+        """Images at which snapshots have to be kept for the average at `milestone`, increasing; the last is it."""
+        return [milestone]
+
+    def load(self, folder: Path, trajectory: str, milestone: int, net: nn.Module) -> dict[str, str]:
+        """Load the average at `milestone` from a trajectory's folder into `net`; returns the snapshot's metadata.
+
+        Raises:
+            CorruptData: see `snapshots.load`.
+        """
+        return snapshots.load(snapshots.path(folder, milestone, self.name), trajectory, net)
+
+
+class HalfLifeEMA(RunningEMA):
     """EMA whose half-life is counted in images (EDM; Karras et al. 2022, appendix F.2 and the published loop).
 
     Args:
@@ -41,9 +70,65 @@ class HalfLifeEMA:
         return {"class": "HalfLifeEMA", "halflife_nimg": self.halflife_nimg, "rampup_ratio": self.rampup_ratio}
 
 
-def from_settings(settings: Mapping[str, Any]) -> HalfLifeEMA:
+class TraditionalEMA(HalfLifeEMA):
+    """EMA of constant half-life as in EDM2's code: `HalfLifeEMA` but for a ramp that follows the images after the step.
+
+    Args:
+        halflife_nimg: half-life in images; EDM2's configuration A has 50 million.
+        rampup_ratio: the half-life is limited to this share of the images seen; None for no ramp-up.
+    """
+
+    def __init__(self, halflife_nimg: int = 50_000_000, rampup_ratio: float | None = 0.09) -> None:
+        super().__init__(halflife_nimg, rampup_ratio)
+
+    @property
+    def name(self) -> str:
+        return f"traditional-{super().name}"
+
+    def beta(self, cur_nimg: int, batch: int) -> float:
+        """Decay of a step of `batch` images when `cur_nimg` were seen before it."""
+        return super().beta(cur_nimg + batch, batch)
+
+    def settings(self) -> dict[str, Any]:
+        return {**super().settings(), "class": "TraditionalEMA"}
+
+
+class PowerEMA(RunningEMA):
+    """Power-function EMA: its length is a constant share of the training so far (Karras et al. 2024, section 3.1).
+
+    Args:
+        std: relative width of the profile, above 0 and below 0.2887.
+    """
+
+    def __init__(self, std: float = 0.05) -> None:
+        self.std = std
+        self.gamma = gamma_from_std(std)
+
+    @property
+    def name(self) -> str:
+        """Name of the profile in file names; equal for equal settings."""
+        return f"std{self.std:.3f}" if self.std == round(self.std, 3) else f"std{self.std!r}"
+
+    def beta(self, cur_nimg: int, batch: int) -> float:
+        """Decay of a step of `batch` images when `cur_nimg` were seen before it; 0 at the first step."""
+        return power_beta(self.gamma, cur_nimg + batch, batch)
+
+    def settings(self) -> dict[str, Any]:
+        """What `from_settings` makes an equal profile of: plain values, for checkpoints."""
+        return {"class": "PowerEMA", "std": self.std}
+
+
+Profile = HalfLifeEMA | PowerEMA
+"""A running average: `name`, `beta(cur_nimg, batch)` and `settings()`."""
+
+
+def from_settings(settings: Mapping[str, Any]) -> Profile:
     """The profile that `settings()` described. Raises KeyError for a class that this version does not know."""
-    kinds = {"HalfLifeEMA": HalfLifeEMA}
+    kinds: dict[str, type[Profile]] = {
+        "HalfLifeEMA": HalfLifeEMA,
+        "TraditionalEMA": TraditionalEMA,
+        "PowerEMA": PowerEMA,
+    }
     return kinds[settings["class"]](**{key: value for key, value in settings.items() if key != "class"})
 
 

@@ -45,7 +45,7 @@ class Tracked:
     profiles: EMA name -> EMA; milestones: images at which every EMA is written, increasing.
     """
 
-    profiles: Mapping[str, ema.HalfLifeEMA]
+    profiles: Mapping[str, ema.Profile]
     milestones: Sequence[int]
 
 
@@ -230,6 +230,7 @@ class Trainer:
             loss_scale=trajectory.loss_scale,
             reduction=trajectory.loss_reduction,
             clip_norm=trajectory.clip_norm,
+            infinite_gradient=trajectory.infinite_gradient,
             world=self.world,
         )
         for name, profile in self.profiles.items():

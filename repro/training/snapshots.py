@@ -68,10 +68,15 @@ def load(file: Path, trajectory: str, net: nn.Module) -> dict[str, str]:
         raise CorruptData(f"{file}: cannot be read ({error}); delete it and run again to train it anew") from None
     if meta.get("trajectory") != trajectory:
         raise CorruptData(f"{file}: holds weights of another trajectory")
+    fill(net, state, file)
+    return meta
+
+
+def fill(net: nn.Module, state: Mapping[str, Tensor], file: Path) -> None:
+    """Load a state dict that came from `file` into `net`. CorruptData where it is of another network."""
     expected = net.state_dict()
     wrong = sorted(set(state) ^ set(expected) or {key for key in state if state[key].shape != expected[key].shape})
     if wrong:
         raise CorruptData(f"{file}: its weights do not fit the network: {wrong[0]}")
     with torch.no_grad():
         net.load_state_dict(state)
-    return meta

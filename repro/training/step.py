@@ -60,6 +60,7 @@ def training_step(
     loss_scale: float = 1.0,
     reduction: Reduction = "sum",
     clip_norm: float | None = None,
+    infinite_gradient: float = 1e5,
     world: World = World(),
 ) -> StepResult:
     """One iteration of the published loop without its EMA (EDM specification, section 8.2).
@@ -74,6 +75,7 @@ def training_step(
         batch: global batch size, by which the sum over images is divided.
         loss_scale: factor of the objective, never divided out again.
         clip_norm: limit of the gradient's L2 norm; None for no clipping.
+        infinite_gradient: what takes the place of an infinite entry of the gradient, with its sign (EDM: 1e5; EDM2: 0).
         world: the processes that share the batch; gradients are summed over them.
 
     Raises:
@@ -93,7 +95,7 @@ def training_step(
     if not math.isfinite(mean):
         raise NonFiniteLoss(f"the loss is {mean}")
     gradient = world.sum_(weights.gather_gradient())
-    norm = _clean(gradient)
+    norm = _clean(gradient, infinite_gradient)
     if clip_norm is not None and norm > clip_norm:
         gradient.mul_(clip_norm / (norm + 1e-6))
     for group in optimizer.param_groups:
@@ -102,10 +104,10 @@ def training_step(
     return StepResult(mean, [float(part) for part in parts], norm)
 
 
-def _clean(gradient: Tensor) -> float:
-    """NaN -> 0, +inf -> 1e5, -inf -> -1e5 in place; returns the L2 norm of what is left."""
+def _clean(gradient: Tensor, infinite: float) -> float:
+    """NaN -> 0, +inf -> infinite, -inf -> -infinite in place; returns the L2 norm of what is left."""
     norm = float(torch.linalg.vector_norm(gradient))
     if not math.isfinite(norm):
-        torch.nan_to_num(gradient, nan=0.0, posinf=1e5, neginf=-1e5, out=gradient)
+        torch.nan_to_num(gradient, nan=0.0, posinf=infinite, neginf=-infinite, out=gradient)
         norm = float(torch.linalg.vector_norm(gradient))
     return norm

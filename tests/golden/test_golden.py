@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import runners_augment
 import runners_data
+import runners_edm2
 import runners_loss
 import runners_metrics
 import runners_network
@@ -22,6 +23,7 @@ RUNNERS: dict[tuple[str, str], Runner] = {
     **runners_augment.RUNNERS,
     **runners_data.RUNNERS,
     **runners_metrics.RUNNERS,
+    **runners_edm2.RUNNERS,  # last: it hands on what has a name of EDM's and is not EDM2's
 }
 
 

@@ -97,3 +97,23 @@ def test_float16_keeps_its_dtype_and_float32_embeddings() -> None:
     assert out.dtype == torch.float16
     assert kinds == [torch.float32, torch.float32]
     assert torch.allclose(out.float(), exact, atol=0.02 * float(exact.abs().max()))
+
+
+def test_heads_of_another_width() -> None:
+    """What a smaller scale needs: heads shrink with the channels."""
+    net = small(model_channels=8, channels_per_head=4)
+    block = net.get_submodule("enc.4x4_block0")
+    assert isinstance(block, UNetBlock)
+    assert block.num_heads == 4
+
+
+def test_limit_of_activations() -> None:
+    torch.manual_seed(0)
+    net = small(clip_act=0.5)
+    seen: list[float] = []
+    for module in net.modules():
+        if isinstance(module, UNetBlock):
+            module.register_forward_hook(lambda _, args, out: seen.append(float(out.abs().amax())))
+    with torch.no_grad():
+        net(torch.randn(2, 2, 8, 8), torch.randn(2))
+    assert max(seen) == 0.5

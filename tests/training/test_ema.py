@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from repro.training import ema
-from repro.training.ema import HalfLifeEMA
+from repro.training.ema import HalfLifeEMA, PowerEMA, Profile, TraditionalEMA
 
 
 def test_half_is_left_after_a_half_life() -> None:
@@ -37,13 +37,42 @@ def test_update_is_the_weighted_mean() -> None:
     assert torch.equal(weights, torch.tensor([3.0, -2.0]))
 
 
-@pytest.mark.parametrize("profile", [HalfLifeEMA(), HalfLifeEMA(88_700, None), HalfLifeEMA(7, 0.123)])
-def test_settings_give_the_same_profile_back(profile: HalfLifeEMA) -> None:
+PROFILES: list[Profile] = [
+    HalfLifeEMA(),
+    HalfLifeEMA(88_700, None),
+    HalfLifeEMA(7, 0.123),
+    TraditionalEMA(500_000, 0.05),
+    PowerEMA(0.05),
+    PowerEMA(0.123456),
+]
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_settings_give_the_same_profile_back(profile: Profile) -> None:
     again = ema.from_settings(profile.settings())
+    assert type(again) is type(profile)
     assert again.name == profile.name and again.settings() == profile.settings()
     assert [again.beta(n, 64) for n in (0, 100, 10**7)] == [profile.beta(n, 64) for n in (0, 100, 10**7)]
 
 
 def test_different_profiles_have_different_names() -> None:
-    profiles = [HalfLifeEMA(), HalfLifeEMA(500_000, None), HalfLifeEMA(500_001), HalfLifeEMA(500_000, 0.1)]
+    profiles = [HalfLifeEMA(500_000, None), HalfLifeEMA(500_001), HalfLifeEMA(500_000, 0.1), *PROFILES]
+    profiles += [PowerEMA(0.1), PowerEMA(0.1234561), PowerEMA(0.123)]
     assert len({profile.name for profile in profiles}) == len(profiles)
+
+
+def test_edm2_counts_the_step_itself_for_its_ramp() -> None:
+    ours, edms = TraditionalEMA(1000, 0.05), HalfLifeEMA(1000, 0.05)
+    assert ours.beta(0, 64) == pytest.approx(0.5**20)
+    assert ours.beta(1900, 100) == edms.beta(2000, 100) == pytest.approx(0.5)
+    assert ours.beta(10**9, 100) == edms.beta(10**9, 100)
+
+
+def test_power_function_forgets_the_start_and_keeps_a_share() -> None:
+    """The first step takes the weights; of the average at t the share 2^-(gamma + 1) is left at 2 t."""
+    profile = PowerEMA(0.1)
+    assert profile.beta(0, 64) == 0.0
+    left = 1.0
+    for nimg in range(6400, 12800, 64):
+        left *= profile.beta(nimg, 64)
+    assert left == pytest.approx(0.5 ** (profile.gamma + 1), rel=1e-9)
