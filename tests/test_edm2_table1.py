@@ -10,7 +10,7 @@ import torch
 
 from repro import assets
 from repro.cells import Resolved, resolve
-from repro.config import REGISTRY, build, flatten
+from repro.config import build, flatten
 from repro.errors import UsageError
 from repro.experiment import FinalSnapshot
 from repro.scale import collisions
@@ -30,7 +30,6 @@ NEW_IN_G = {
     "attn_balance": 0.3,
     "dropout": 0.0,
 }
-needs_latents = pytest.mark.skipif("Latents" not in REGISTRY, reason="latents of ImageNet are no data source yet")
 
 
 def of(row: str, scale: str = "full") -> Resolved:
@@ -60,7 +59,6 @@ def test_lab_cards_and_includes() -> None:
         assert f"include 'edm2/table1/{before}.gin'" in text or row == "a"
 
 
-@needs_latents
 def test_each_row_changes_what_the_paper_says() -> None:
     """Section 2 and appendix B of the paper; every row has an average of its own length."""
     ema = "evaluation.ema.std"
@@ -75,7 +73,6 @@ def test_each_row_changes_what_the_paper_says() -> None:
     assert all(path == ema or path.startswith(MODEL) for path in differences("b", "c"))
 
 
-@needs_latents
 @pytest.mark.parametrize("scale", ["mini", "ci"])
 def test_rows_differ_alike_at_every_scale(scale: str) -> None:
     for first, second in zip(ROWS, ROWS[1:], strict=False):
@@ -84,7 +81,6 @@ def test_rows_differ_alike_at_every_scale(scale: str) -> None:
     assert collisions(full, small) == []
 
 
-@needs_latents
 @pytest.mark.parametrize(
     "row, count",
     [("a", 295902724), ("b", 291757957), ("c", 277816640), ("d", 277816640), ("e", 277816640), ("f", 280212800),
@@ -97,7 +93,6 @@ def test_rows_build_networks_of_the_counted_sizes(row: str, count: int) -> None:
     assert sum(p.numel() for p in denoiser.parameters()) == count
 
 
-@needs_latents
 def test_mini_snapshots_determine_every_rows_average() -> None:
     from repro.training.posthoc import ERROR_LIMIT
     from repro.training.power_profile import profile_errors
