@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import sys
 import traceback
@@ -75,13 +76,22 @@ def parser() -> Parser:
     top.add_argument("--version", action="version", version=f"repro {__version__}")
     top.add_argument("--debug", action="store_true", help="show the traceback of an error")
     verbs = top.add_subparsers(metavar="VERB", required=True, parser_class=Parser)
+    _looking_verbs(verbs)
+    _table_verbs(verbs)
+    _check_verb(verbs)
+    _data_verbs(verbs)
+    _metric_verbs(verbs)
+    _record_verbs(verbs)
+    return top
 
-    verb = _verb(verbs, "list", _list, "tables, rows, columns and cells", "repro list edm/table2 --json")
+
+def _looking_verbs(verbs: Any) -> None:
+    verb = _verb(verbs, "list", _of("listing.run"), "tables, rows, columns and cells", "repro list edm/table2 --json")
     verb.add_argument("table", nargs="?", metavar="TABLE", help="only this table, such as edm/table2")
     _json(verb)
 
     verb = _verb(
-        verbs, "show", _show, "a cell's resolved configuration, identity, size and cost",
+        verbs, "show", _of("showing.show"), "a cell's resolved configuration, identity, size and cost",
         "repro show edm/table2/f/cifar10-cond-vp --scale mini",
     )  # fmt: skip
     verb.add_argument("cell", metavar="CELL")
@@ -89,7 +99,7 @@ def parser() -> Parser:
     _json(verb)
 
     verb = _verb(
-        verbs, "diff", _diff, "what changes between two cells",
+        verbs, "diff", _of("showing.diff"), "what changes between two cells",
         "repro diff edm/table2/e/cifar10-cond-vp edm/table2/f/cifar10-cond-vp",
     )  # fmt: skip
     verb.add_argument("first", metavar="CELL")
@@ -97,8 +107,10 @@ def parser() -> Parser:
     _configuration(verb)
     _json(verb)
 
+
+def _table_verbs(verbs: Any) -> None:
     verb = _verb(
-        verbs, "run", _run, "compute one cell's missing records",
+        verbs, "run", _of("computing.run"), "compute one cell's missing records",
         "repro run edm/table2/f/cifar10-cond-vp --scale mini --seeds 3",
     )  # fmt: skip
     verb.add_argument("cell", metavar="CELL")
@@ -106,7 +118,7 @@ def parser() -> Parser:
     _json(verb)
 
     verb = _verb(
-        verbs, "reproduce", _reproduce, "compute what a table misses, then print and write it",
+        verbs, "reproduce", _of("computing.reproduce"), "compute what a table misses, then print and write it",
         "repro reproduce edm/table2 --scale mini --rows e f --columns cifar10-cond-vp --seeds 3",
     )  # fmt: skip
     verb.add_argument("table", metavar="TABLE")
@@ -115,7 +127,7 @@ def parser() -> Parser:
     _format(verb)
 
     verb = _verb(
-        verbs, "collect", _collect, "assemble a table from the records that there are",
+        verbs, "collect", _of("reporting.collect_table"), "assemble a table from the records that there are",
         "repro collect edm/table2 --scale mini --format latex",
     )  # fmt: skip
     verb.add_argument("table", metavar="TABLE")
@@ -124,10 +136,8 @@ def parser() -> Parser:
     _folders(verb)
     _format(verb)
 
-    _data_verbs(verbs)
-
     verb = _verb(
-        verbs, "plot", _plot, "draw a table or figure from the records that there are, as PNG and SVG",
+        verbs, "plot", _of("plotting.plot"), "draw a table or figure from the records that there are, as PNG and SVG",
         "repro plot edm/figure2 --scale mini --out figure2",
     )  # fmt: skip
     verb.add_argument("table", metavar="TABLE")
@@ -139,8 +149,10 @@ def parser() -> Parser:
         help="FILE.png or FILE.svg, or a name without either for both (default: beside the runs)",
     )  # fmt: skip
 
+
+def _check_verb(verbs: Any) -> None:
     verb = _verb(
-        verbs, "check", _check, "are the numbers still what they were?",
+        verbs, "check", _of("reporting.check"), "are the numbers still what they were?",
         "repro check edm/table2 --fingerprint --junit report.xml",
     )  # fmt: skip
     verb.add_argument("table", metavar="TABLE")
@@ -153,9 +165,6 @@ def parser() -> Parser:
     _configuration(verb)
     _folders(verb)
     _json(verb)
-    _metric_verbs(verbs)
-    _record_verbs(verbs)
-    return top
 
 
 def _data_verbs(verbs: Any) -> None:
@@ -163,7 +172,7 @@ def _data_verbs(verbs: Any) -> None:
     verbs = group.add_subparsers(metavar="VERB", required=True, parser_class=Parser)
 
     verb = _verb(
-        verbs, "prepare", _data("prepare"), "sources to shards; the same command continues what was stopped",
+        verbs, "prepare", _of("data.prepare"), "sources to shards; the same command continues what was stopped",
         "repro data prepare ffhq --source images1024x1024.zip --resolution 64 --out data",
     )  # fmt: skip
     verb.add_argument("name", metavar="NAME", help="a data set of `repro data list`")
@@ -191,13 +200,13 @@ def _data_verbs(verbs: Any) -> None:
     verb.add_argument("--device", default="auto", help="latents: cpu, cuda or auto (default)")
 
     verb = _verb(
-        verbs, "verify", _data("verify"), "read every byte; name the shard and member that is wrong",
+        verbs, "verify", _of("data.verify"), "read every byte; name the shard and member that is wrong",
         "repro data verify data/ffhq-64x3",
     )  # fmt: skip
     verb.add_argument("folder", type=Path, metavar="DIR")
 
     verb = _verb(
-        verbs, "info", _data("info"), "counts, classes, options and a picture of a prepared set",
+        verbs, "info", _of("data.info"), "counts, classes, options and a picture of a prepared set",
         "repro data info data/ffhq-64x3 --picture ffhq.png",
     )  # fmt: skip
     verb.add_argument("folder", type=Path, metavar="DIR")
@@ -207,18 +216,19 @@ def _data_verbs(verbs: Any) -> None:
     verb = _verb(
         verbs,
         "list",
-        _data("list_sets"),
+        _of("data.list_sets"),
         "the data sets: where to obtain them, licence, size, counts",
         "repro data list",
     )
     _json(verb)
 
 
-def _data(name: str) -> Callable[[argparse.Namespace], int]:
-    def run(options: argparse.Namespace) -> int:
-        from repro.verbs import data
+def _of(name: str) -> Callable[[argparse.Namespace], int]:
+    """`module.function` of `repro.verbs`, imported when the verb is used."""
 
-        verb: Callable[[argparse.Namespace], int] = getattr(data, name)
+    def run(options: argparse.Namespace) -> int:
+        module, _, function = name.partition(".")
+        verb: Callable[[argparse.Namespace], int] = getattr(importlib.import_module(f"repro.verbs.{module}"), function)
         return verb(options)
 
     return run
@@ -226,7 +236,7 @@ def _data(name: str) -> Callable[[argparse.Namespace], int]:
 
 def _metric_verbs(verbs: Any) -> None:
     verb = _verb(
-        verbs, "fid", _fid, "the distance of two sets of images, by several libraries side by side",
+        verbs, "fid", _of("metrics.fid"), "the distance of two sets of images, by several libraries side by side",
         "repro fid samples/ cifar10-32x32 --backends own/tf1 torch-fidelity/tf1",
     )  # fmt: skip
     what = "folder, zip, tar or shards of images, npz batch, statistics (npz, pkl, pt), or id of a reference"
@@ -240,10 +250,10 @@ def _metric_verbs(verbs: Any) -> None:
     _scoring(verb)
     _json(verb)
 
-    ref = _verb(verbs, "ref", _ref_info, "reference statistics: make, import, info", "repro ref info")
+    ref = _verb(verbs, "ref", _of("metrics.ref_info"), "reference statistics: make, import, info", "repro ref info")
     refs = ref.add_subparsers(metavar="WHAT", required=True, parser_class=Parser)
     verb = _verb(
-        refs, "make", _ref_make, "compute and store the statistics of real images",
+        refs, "make", _of("metrics.ref_make"), "compute and store the statistics of real images",
         "repro ref make data/digits-8x1 --backend own/digits",
     )  # fmt: skip
     verb.add_argument("data_set", metavar="DATA", help="folder, zip or shards of images, npz, or a prepared data set")
@@ -256,7 +266,7 @@ def _metric_verbs(verbs: Any) -> None:
     )
     _scoring(verb)
     verb = _verb(
-        refs, "import", _ref_import, "store the statistics of a published file",
+        refs, "import", _of("metrics.ref_import"), "store the statistics of a published file",
         "repro ref import fid_stats_cifar10_train_pytorch.npz --preprocessing legacy_pytorch",
     )  # fmt: skip
     verb.add_argument(
@@ -266,13 +276,19 @@ def _metric_verbs(verbs: Any) -> None:
     verb.add_argument("--id", metavar="ID", help="name in the store (default: the file's)")
     verb.add_argument("--n", type=int, metavar="N", help="number of images, where the file does not say")
     _weights(verb)
-    verb = _verb(refs, "info", _ref_info, "what a reference is; without REF all", "repro ref info digits-8x1-digits")
+    verb = _verb(
+        refs,
+        "info",
+        _of("metrics.ref_info"),
+        "what a reference is; without REF all",
+        "repro ref info digits-8x1-digits",
+    )
     verb.add_argument("reference", nargs="?", metavar="REF", help="id or file")
     _weights(verb)
     _json(verb)
 
     verb = _verb(
-        verbs, "doctor", _doctor, "which protocols this machine can score, and how to get what is missing",
+        verbs, "doctor", _of("metrics.doctor"), "which protocols this machine can score, how to get what is missing",
         "repro doctor --download",
     )  # fmt: skip
     verb.add_argument("--download", action="store_true", help="fetch the weights that are missing")
@@ -282,13 +298,13 @@ def _metric_verbs(verbs: Any) -> None:
 
 def _record_verbs(verbs: Any) -> None:
     records = _verb(
-        verbs, "records", _records_export, "records of several clusters: export, import",
+        verbs, "records", _of("records.export"), "records of several clusters: export, import",
         "repro records export results.tar",
     )  # fmt: skip
     kinds = records.add_subparsers(metavar="WHAT", required=True, parser_class=Parser)
     for name, run, help in (
-        ("export", _records_export, "pack the records of the folders of runs into FILE"),
-        ("import", _records_import, "unpack the records of FILE into the folder of runs"),
+        ("export", _of("records.export"), "pack the records of the folders of runs into FILE"),
+        ("import", _of("records.import_"), "unpack the records of FILE into the folder of runs"),
     ):
         verb = _verb(kinds, name, run, help, f"repro records {name} results.tar --runs runs")
         verb.add_argument("file", type=Path, metavar="FILE")
@@ -367,93 +383,3 @@ def _format(verb: Parser) -> None:
         "--format", choices=("md", "latex", "html", "csv", "json", "svg"), default="md", help="form of the table"
     )
     verb.add_argument("--out", type=Path, metavar="FILE", help="where to write the table")
-
-
-def _list(options: argparse.Namespace) -> int:
-    from repro.verbs import listing
-
-    return listing.run(options)
-
-
-def _show(options: argparse.Namespace) -> int:
-    from repro.verbs import showing
-
-    return showing.show(options)
-
-
-def _diff(options: argparse.Namespace) -> int:
-    from repro.verbs import showing
-
-    return showing.diff(options)
-
-
-def _run(options: argparse.Namespace) -> int:
-    from repro.verbs import computing
-
-    return computing.run(options)
-
-
-def _reproduce(options: argparse.Namespace) -> int:
-    from repro.verbs import computing
-
-    return computing.reproduce(options)
-
-
-def _collect(options: argparse.Namespace) -> int:
-    from repro.verbs import reporting
-
-    return reporting.collect_table(options)
-
-
-def _plot(options: argparse.Namespace) -> int:
-    from repro.verbs import plotting
-
-    return plotting.plot(options)
-
-
-def _check(options: argparse.Namespace) -> int:
-    from repro.verbs import reporting
-
-    return reporting.check(options)
-
-
-def _fid(options: argparse.Namespace) -> int:
-    from repro.verbs import metrics
-
-    return metrics.fid(options)
-
-
-def _ref_make(options: argparse.Namespace) -> int:
-    from repro.verbs import metrics
-
-    return metrics.ref_make(options)
-
-
-def _ref_import(options: argparse.Namespace) -> int:
-    from repro.verbs import metrics
-
-    return metrics.ref_import(options)
-
-
-def _ref_info(options: argparse.Namespace) -> int:
-    from repro.verbs import metrics
-
-    return metrics.ref_info(options)
-
-
-def _doctor(options: argparse.Namespace) -> int:
-    from repro.verbs import metrics
-
-    return metrics.doctor(options)
-
-
-def _records_export(options: argparse.Namespace) -> int:
-    from repro.verbs import records
-
-    return records.export(options)
-
-
-def _records_import(options: argparse.Namespace) -> int:
-    from repro.verbs import records
-
-    return records.import_(options)
