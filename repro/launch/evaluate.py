@@ -32,7 +32,7 @@ from repro.identity import SHORT, digest
 from repro.metrics.backends import Extractor
 from repro.metrics.feature_protocol import FeatureProtocol
 from repro.metrics.measure import BLOCK
-from repro.metrics.quantise import QUANTISERS
+from repro.metrics.quantise import beyond_truncation
 from repro.metrics.weights import StrPath
 from repro.sampling import generate
 from repro.training.distributed import World
@@ -147,7 +147,7 @@ class Scoring:
             labels=protocol.labels,  # type: ignore[arg-type]  # checked by the protocol
             batch=min(self.execution.sample_batch, self.block),
             device=self.execution.device,
-            quantise=None if protocol.quantise == "truncate" else QUANTISERS[protocol.quantise],
+            quantise=beyond_truncation(protocol.quantise),
             progress=lambda part, _: self.progress(done + part, total),
             stop=self.stop,
         )

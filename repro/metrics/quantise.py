@@ -32,3 +32,8 @@ QUANTISERS: dict[str, Callable[[Tensor], Tensor]] = {
     "round": rounded,
     "unit_truncate": unit_truncated,
 }
+
+
+def beyond_truncation(name: str) -> Callable[[Tensor], Tensor] | None:
+    """The quantiser of a protocol as `repro.sampling.generate` takes it: None for "truncate", its own."""
+    return None if name == "truncate" else QUANTISERS[name]

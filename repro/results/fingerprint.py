@@ -36,7 +36,7 @@ from repro.diffusion.draws import StepDraws
 from repro.diffusion.precond import Precond
 from repro.experiment import Evaluation, Trajectory
 from repro.launch.work import build_trajectory
-from repro.metrics.quantise import QUANTISERS
+from repro.metrics.quantise import beyond_truncation
 from repro.results import probes
 from repro.sampling import generate
 from repro.training.loop import Tracked, Trainer
@@ -168,7 +168,7 @@ def _pixels(evaluation: Evaluation, net: Precond) -> dict[str, Any]:
         return torch.linspace(-1.1, 1.1, images.numel(), dtype=torch.float64).reshape(images.shape)
 
     rule: Any = evaluation.protocol.labels
-    quantise = QUANTISERS[evaluation.protocol.quantise]
+    quantise = beyond_truncation(evaluation.protocol.quantise)
     quantised = generate(net.eval(), sampler, [3, 11], labels=rule, quantise=quantise).images
     return {**seen, "quantised": zlib.crc32(quantised.numpy().tobytes())}
 

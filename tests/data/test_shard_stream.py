@@ -26,6 +26,7 @@ from repro.data.sources import Digits, ImageFolder
 from repro.data.stores import MemoryStore, OpenFiles, ShardStore, Store
 from repro.data.stream import Dataset, ImageStream, View
 from repro.errors import CorruptData, MissingPrerequisite, UsageError
+from repro.training.distributed import World
 
 COUNT = 41
 BATCH = 12
@@ -252,8 +253,9 @@ def test_rank_slices_follow_a_rank_through_micro_batches() -> None:
         request = follow(*request)
     assert seen == [(28, 16), (44, 12), (84, 16), (100, 12)]
     assert rank_slices(8)(0, 8) == (8, 8) and contiguous(3, 4) == (7, 4)
-    with pytest.raises(ValueError, match="cannot share"):
-        rank_slices(10, 4)
+    uneven = [rank_slices(10, 4, rank) for rank in range(4)]  # 0-1, 2-4, 5-6, 7-9, as training shares a batch
+    shares = [World(rank, 4).share(10) for rank in range(4)]
+    assert [follow(*share) for follow, share in zip(uneven, shares, strict=True)] == [(10 + s, n) for s, n in shares]
 
 
 def test_reading_ahead_computes_each_batch_once_and_survives_wrong_guesses() -> None:
