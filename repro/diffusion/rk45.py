@@ -1,36 +1,24 @@
-"""The black-box Runge-Kutta sampler of Karras et al. 2022 (Table 3, last row): scipy's RK45, one solver an image."""
+"""The black-box Runge-Kutta sampler of Karras et al. 2022 (Table 3, last row): scipy's RK45, image by image.
+
+Every image has its own time, step size and error control, as if `scipy.integrate.solve_ivp(method="RK45")` solved it
+alone (the tests hold it against that); the network is called once for all images that are not at their end.
+"""
 
 from __future__ import annotations
 
-import queue
-import threading
 from collections.abc import Callable
-from typing import Any, NamedTuple
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from repro.diffusion.samplers import Callback, Denoiser, RandnLike
 
-State = npt.NDArray[np.float64]
+Slope = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""(which problems, their times (n,), their states (n, d)) -> slopes (n, d)."""
 
-
-class _Asked(NamedTuple):
-    """A solver wants the derivative at x (flat) and sigma; it waits for the answer."""
-
-    image: int
-    sigma: float
-    x: State
-
-
-class _Ended(NamedTuple):
-    """A solver is done: x (flat) at sigma_min, or the error that ended it."""
-
-    image: int
-    x: State | None
-    error: BaseException | None
+# Hairer, Norsett, Wanner 1993, section II.4: how an error moves the step. The values are scipy's.
+SAFETY, SMALLEST_FACTOR, LARGEST_FACTOR = 0.9, 0.2, 10.0
+ERROR_EXPONENT = -1 / 5
 
 
 @torch.no_grad()
@@ -48,125 +36,120 @@ def rk45_sampler(
 ) -> Tensor:
     """Solve dx/dsigma = (x - D(x; sigma)) / sigma from sigma_max to sigma_min by an adaptive solver, then step to 0.
 
-    Contract as in `repro.diffusion.samplers`; no noise is drawn. Every image has a solver and an error control of its
-    own, so that it depends on its seed alone: the solvers run in threads, and whenever all of them wait for a
-    derivative the network is called once for all. The number of denoiser calls differs from image to image.
+    Contract as in `repro.diffusion.samplers`; no noise is drawn. The number of denoiser calls differs from image to
+    image.
 
     sigma_min, sigma_max: limited to what net supports. rtol, atol: scipy's tolerances of the local error of a step.
     """
     low, high = max(sigma_min, net.sigma_min), min(sigma_max, net.sigma_max)
-    shape, device = latents.shape, latents.device
+    shape = latents.shape
 
-    def denoise(x: Tensor, sigma: Tensor, images: Tensor) -> Tensor:
+    def denoise(images: Tensor, sigma: Tensor, x: Tensor) -> Tensor:
         labels = None if class_labels is None else class_labels[images]
-        return net(x, sigma, labels).to(torch.float64)
+        return net(x.reshape(-1, *shape[1:]), sigma, labels).to(torch.float64).flatten(1)
 
-    def derivative(asked: list[_Asked]) -> list[State]:
-        x = torch.from_numpy(np.stack([one.x for one in asked])).to(device).reshape(-1, *shape[1:])
-        sigma = torch.tensor([one.sigma for one in asked], dtype=torch.float64, device=device)
-        images = torch.tensor([one.image for one in asked], device=device)
-        slope = (x - denoise(x, sigma, images)) / sigma.reshape(-1, *[1] * (x.ndim - 1))
-        return list(slope.flatten(1).cpu().numpy())
+    def slope(images: Tensor, sigma: Tensor, x: Tensor) -> Tensor:
+        return (x - denoise(images, sigma, x)) / sigma[:, None]
 
-    start = (latents.to(torch.float64) * high).flatten(1).cpu().numpy()
-    ends = solve_together(list(start), (high, low), rtol, atol, derivative, callback)
-    x = torch.from_numpy(np.stack(ends)).to(device).reshape(shape)
+    x = solve((latents.to(torch.float64) * high).flatten(1), (high, low), rtol, atol, slope, callback)
+    everyone = torch.arange(shape[0], device=latents.device)
     # The last step, to sigma = 0, is Euler's, whose end is the denoised image.
-    return denoise(x, torch.full((shape[0],), low, dtype=torch.float64, device=device), torch.arange(shape[0]))
+    return denoise(everyone, torch.full_like(x[:, 0], low), x).reshape(shape)
 
 
 rk45_sampler.ADAPTIVE = True  # type: ignore[attr-defined]
 
 
-def solve_together(
-    starts: list[State],
-    span: tuple[float, float],
-    rtol: float,
-    atol: float,
-    derivative: Callable[[list[_Asked]], list[State]],
-    callback: Callback | None = None,
-) -> list[State]:
-    """Solve many initial value problems, each with step sizes of its own, calling `derivative` for all at once.
+def solve(
+    start: Tensor, span: tuple[float, float], rtol: float, atol: float, slope: Slope, callback: Callback | None = None
+) -> Tensor:
+    """The ends of many initial value problems, each with a step size of its own (Dormand and Prince's pair 5(4)).
 
     Args:
-        starts: one state (flat) a problem.
-        span: first and last value of the variable.
-        derivative: called with what the waiting solvers ask for, ordered by image; returns as many slopes.
-        callback: called as (problems ended - 1, problems) whenever more have ended.
-
-    Returns:
-        the last state of each problem.
+        start: (N, d) float64, one state a problem.
+        span: first and last time, of all.
+        callback: called as (problems at their end - 1, N) whenever more are there.
 
     Raises:
-        ArithmeticError: a solver gave up (its step became too small), or a state is not finite.
-        Exception: what `derivative` or `callback` raised; the solvers are ended first.
+        ArithmeticError: a step became too small, or a state is not finite; names the problem.
     """
-    inbox: queue.SimpleQueue[_Asked | _Ended] = queue.SimpleQueue()
-    answers: list[queue.SimpleQueue[State | None]] = [queue.SimpleQueue() for _ in starts]
-    threads = [
-        threading.Thread(target=_solve, args=(image, start, span, rtol, atol, inbox, answers[image]), daemon=True)
-        for image, start in enumerate(starts)
-    ]
-    for thread in threads:
-        thread.start()
-    ends: dict[int, State] = {}
-    waiting: list[_Asked] = []
-    try:
-        running = len(starts)
-        while running:
-            wave = [inbox.get() for _ in range(running)]
-            waiting = sorted((one for one in wave if isinstance(one, _Asked)), key=lambda one: one.image)
-            for one in wave:
-                if isinstance(one, _Ended):
-                    if one.x is None:
-                        raise ArithmeticError(f"RK45 failed for image {one.image}: {one.error}") from one.error
-                    ends[one.image] = one.x
-            if callback is not None and len(waiting) < running:
-                callback(len(ends) - 1, len(starts))
-            running = len(waiting)
-            if waiting:
-                for one, slope in zip(waiting, derivative(waiting), strict=True):
-                    answers[one.image].put(slope)
-    finally:
-        for one_answer in answers:
-            one_answer.put(None)  # ends a solver that still waits
-        for thread in threads:
-            thread.join()
-    return [ends[image] for image in range(len(starts))]
+    device = start.device
+    time, state = torch.full_like(start[:, 0], span[0]), start.clone()
+    where = torch.arange(len(start), device=device)
+    rates = slope(where, time.clone(), state.clone())
+    steps = _first_steps(where, time.clone(), state.clone(), rates, span, rtol, atol, slope)
+    retried = torch.zeros_like(where, dtype=torch.bool)
+    sign, ended = (1.0 if span[1] >= span[0] else -1.0), 0
+    while len(where):
+        least = 10 * (torch.nextafter(time[where], torch.full_like(time[where], sign * torch.inf)) - time[where]).abs()
+        steps[where] = torch.where(retried[where], steps[where], steps[where].maximum(least))
+        _refuse(where, steps[where] < least, "its step became too small")
+        t, y = time[where], state[where]
+        next_t = torch.where(
+            sign * (t + sign * steps[where] - span[1]) > 0, torch.full_like(t, span[1]), t + sign * steps[where]
+        )
+        h = next_t - t
+        next_y, next_rate, error = _step(where, t, y, rates[where], h, slope)
+        norm = _rms(error / (atol + torch.maximum(y.abs(), next_y.abs()) * rtol))
+        _refuse(where, ~(norm.isfinite() & next_y.isfinite().all(dim=1)), "its state is not finite")
+        accepted = norm < 1
+        factor = SAFETY * norm.clamp(min=1e-300) ** ERROR_EXPONENT
+        grown = factor.clamp(max=LARGEST_FACTOR)
+        grown = torch.where(retried[where], grown.clamp(max=1.0), grown)
+        steps[where] = h.abs() * torch.where(accepted, grown, factor.clamp(min=SMALLEST_FACTOR))
+        retried[where] = ~accepted
+        moved = where[accepted]
+        time[moved], state[moved], rates[moved] = next_t[accepted], next_y[accepted], next_rate[accepted]
+        where = where[time[where] != span[1]]
+        if callback is not None and len(start) - len(where) > ended:
+            ended = len(start) - len(where)
+            callback(ended - 1, len(start))
+    return state
 
 
-class _Stopped(Exception):
-    """The others were stopped: this solver ends too."""
+def _step(where: Tensor, t: Tensor, y: Tensor, rate: Tensor, h: Tensor, slope: Slope) -> tuple[Tensor, Tensor, Tensor]:
+    """One step of all problems: (next state, its slope, estimated error), with the coefficients that scipy has."""
+    from scipy.integrate import RK45  # heavy
+
+    a, b, c, e = (torch.from_numpy(table).to(y) for table in (RK45.A, RK45.B, RK45.C, RK45.E))
+    stages = [rate]
+    for row, node in zip(a[1:], c[1:], strict=True):
+        change = torch.einsum("s,snd->nd", row[: len(stages)], torch.stack(stages))
+        stages.append(slope(where, t + node * h, y + change * h[:, None]))
+    next_y = y + h[:, None] * torch.einsum("s,snd->nd", b, torch.stack(stages))
+    stages.append(slope(where, t + h, next_y))
+    return next_y, stages[-1], torch.einsum("s,snd->nd", e, torch.stack(stages)) * h[:, None]
 
 
-def _solve(
-    image: int,
-    start: State,
+def _first_steps(
+    where: Tensor,
+    t: Tensor,
+    y: Tensor,
+    rate: Tensor,
     span: tuple[float, float],
     rtol: float,
     atol: float,
-    inbox: queue.SimpleQueue[Any],
-    answer: queue.SimpleQueue[State | None],
-) -> None:
-    """Body of a thread: one problem by scipy, every derivative asked of the thread that calls the network."""
-    from scipy.integrate import RK45  # heavy
+    slope: Slope,
+) -> Tensor:
+    """Sizes of the first steps, (N,) (Hairer, Norsett, Wanner 1993, section II.4, as scipy has it)."""
+    length = abs(span[1] - span[0])
+    sign = 1.0 if span[1] >= span[0] else -1.0
+    scale = atol + y.abs() * rtol
+    d0, d1 = _rms(y / scale), _rms(rate / scale)
+    h0 = torch.where((d0 < 1e-5) | (d1 < 1e-5), torch.full_like(d0, 1e-6), 0.01 * d0 / d1).clamp(max=length)
+    probe = slope(where, t + sign * h0, y + (sign * h0)[:, None] * rate)
+    d2 = _rms((probe - rate) / scale) / h0
+    h1 = torch.where(
+        (d1 <= 1e-15) & (d2 <= 1e-15), (h0 * 1e-3).clamp(min=1e-6), (0.01 / torch.maximum(d1, d2)) ** (1 / 5)
+    )
+    return torch.minimum(100 * h0, h1).clamp(max=length)
 
-    def slope(sigma: float, x: State) -> State:
-        inbox.put(_Asked(image, float(sigma), x))
-        found = answer.get()
-        if found is None:
-            raise _Stopped
-        return found
 
-    try:
-        solver = RK45(slope, span[0], start, span[1], rtol=rtol, atol=atol)
-        while solver.status == "running":
-            message = solver.step()
-            if solver.status == "failed" or not np.isfinite(solver.y).all():
-                raise ArithmeticError(message or "its state is not finite")
-    except _Stopped:
-        return
-    except BaseException as error:
-        inbox.put(_Ended(image, None, error))
-        return
-    inbox.put(_Ended(image, solver.y, None))
+def _rms(x: Tensor) -> Tensor:
+    """Root mean square of each row: (n, d) -> (n,)."""
+    return x.square().mean(dim=1).sqrt()
+
+
+def _refuse(where: Tensor, wrong: Tensor, why: str) -> None:
+    if bool(wrong.any()):
+        raise ArithmeticError(f"RK45 failed for image {int(where[wrong][0])}: {why}")
