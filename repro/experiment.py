@@ -9,6 +9,9 @@ from typing import Any
 from repro.config import register
 from repro.data.sources import FFHQ, AFHQv2, Cifar10, Digits
 from repro.data.stream import Dataset
+from repro.diffusion.discrete_denoiser import DiscreteDenoiser
+from repro.diffusion.discrete_losses import HybridLoss
+from repro.diffusion.discrete_samplers import ancestral_sampler, ddim_sampler
 from repro.diffusion.edm2 import EDM2Precond, UncertaintyLoss
 from repro.diffusion.guidance import edm2_sampler
 from repro.diffusion.losses import EDMLoss, VELoss, VPLoss
@@ -17,14 +20,16 @@ from repro.diffusion.samplers import edm_sampler
 from repro.errors import UsageError
 from repro.metrics.protocols import DigitsProtocol, InceptionProtocol
 from repro.models.adm import DhariwalUNet
+from repro.models.dit import DiT
 from repro.models.edm2 import EDM2UNet
 from repro.models.song import SongUNet
+from repro.models.udit import UDiT
 from repro.scale import Scale
 from repro.training.augment import AugmentPipe
-from repro.training.ema import HalfLifeEMA, PowerEMA, TraditionalEMA
-from repro.training.optimizers import Adam
+from repro.training.ema import ConstantEMA, HalfLifeEMA, PowerEMA, TraditionalEMA
+from repro.training.optimizers import Adam, AdamW
 from repro.training.posthoc import PostHocEMA
-from repro.training.schedules import InverseSqrtDecay, LinearRampup
+from repro.training.schedules import ConstantRate, InverseSqrtDecay, LinearRampup
 from repro.training.step import Reduction
 
 
@@ -34,8 +39,8 @@ class Trajectory:
 
     Args:
         data: the data set and how it is prepared.
-        denoiser: preconditioned network.
-        loss: weighted squared error a pixel.
+        denoiser: preconditioned network, or a `DiscreteDenoiser`, of which loss and sampler know more than `Precond`.
+        loss: weighted squared error a pixel, or one number an image.
         lr: learning rate as a function of images seen.
         batch: global batch in images.
         optimizer: update rule.
@@ -52,9 +57,9 @@ class Trajectory:
     data: Dataset
     denoiser: Precond
     loss: Callable[..., Any]
-    lr: InverseSqrtDecay | LinearRampup
+    lr: ConstantRate | InverseSqrtDecay | LinearRampup
     batch: int
-    optimizer: Adam
+    optimizer: Adam | AdamW
     augment: AugmentPipe | None = None
     loss_scale: float = 1.0
     loss_reduction: Reduction = "sum"
@@ -153,7 +158,7 @@ class Evaluation:
 
     UNITS = {"protocol": "protocol", "num_samples": "samples"}
 
-    ema: PostHocEMA | PowerEMA | HalfLifeEMA
+    ema: PostHocEMA | PowerEMA | HalfLifeEMA | ConstantEMA
     sampler: Callable[..., Any]
     protocol: DigitsProtocol | InceptionProtocol
     selection: BestSnapshot | FinalSnapshot
@@ -205,25 +210,34 @@ CONFIGURABLES: Sequence[Callable[..., Any]] = (
     SongUNet,
     DhariwalUNet,
     EDM2UNet,
+    DiT,
+    UDiT,
     VPPrecond,
     VEPrecond,
     EDMPrecond,
     EDM2Precond,
+    DiscreteDenoiser,
     VPLoss,
     VELoss,
     EDMLoss,
     UncertaintyLoss,
+    HybridLoss,
     edm_sampler,
     edm2_sampler,
+    ancestral_sampler,
+    ddim_sampler,
     # training
     AugmentPipe,
     HalfLifeEMA,
     TraditionalEMA,
     PowerEMA,
     PostHocEMA,
+    ConstantEMA,
     LinearRampup,
     InverseSqrtDecay,
+    ConstantRate,
     Adam,
+    AdamW,
     # scoring
     DigitsProtocol,
     InceptionProtocol,
