@@ -47,7 +47,7 @@ def plain(trainer: Trainer) -> Callable[[], None]:
 
     def step() -> None:
         torch.manual_seed(trainer.nimg)
-        part = trainer._micro_batch(trainer.nimg // trajectory.batch, 0)
+        part = trainer._micro_batch(trainer.nimg // trajectory.batch, 0, trajectory.batch)
         optimizer.zero_grad()
         error = trajectory.loss(net, part.images, part.labels, augment=trajectory.augment, draws=part.draws)
         torch.autograd.backward(error.sum() / trajectory.batch)

@@ -124,6 +124,21 @@ def parser() -> Parser:
     _folders(verb)
     _format(verb)
 
+    _data_verbs(verbs)
+
+    verb = _verb(
+        verbs, "plot", _plot, "draw a table or figure from the records that there are, as PNG and SVG",
+        "repro plot edm/figure2 --scale mini --out figure2",
+    )  # fmt: skip
+    verb.add_argument("table", metavar="TABLE")
+    _selection(verb)
+    _configuration(verb)
+    _folders(verb)
+    verb.add_argument(
+        "--out", type=Path, metavar="FILE",
+        help="FILE.png or FILE.svg, or a name without either for both (default: beside the runs)",
+    )  # fmt: skip
+
     verb = _verb(
         verbs, "check", _check, "are the numbers still what they were?",
         "repro check edm/table2 --fingerprint --junit report.xml",
@@ -138,7 +153,148 @@ def parser() -> Parser:
     _configuration(verb)
     _folders(verb)
     _json(verb)
+    _metric_verbs(verbs)
+    _record_verbs(verbs)
     return top
+
+
+def _data_verbs(verbs: Any) -> None:
+    group = verbs.add_parser("data", help="prepare, verify and describe data sets", description="Data sets as shards.")
+    verbs = group.add_subparsers(metavar="VERB", required=True, parser_class=Parser)
+
+    verb = _verb(
+        verbs, "prepare", _data("prepare"), "sources to shards; the same command continues what was stopped",
+        "repro data prepare ffhq --source images1024x1024.zip --resolution 64 --out data",
+    )  # fmt: skip
+    verb.add_argument("name", metavar="NAME", help="a data set of `repro data list`")
+    verb.add_argument(
+        "--source", metavar="PATH", help="folder, zip or archive; for remote shards a URL or pipe:COMMAND"
+    )
+    verb.add_argument(
+        "--out", type=Path, metavar="DIR", help="folder of prepared data, in which the set gets a folder of its own "
+        "(default: $REPRO_DATA or ./data)",
+    )  # fmt: skip
+    verb.add_argument("--resolution", type=int, metavar="R", help="height and width in pixels (default: the papers')")
+    verb.add_argument("--channels", type=int, metavar="C", help="3 (default), or 1 for grey (digits: 1)")
+    verb.add_argument("--crop", metavar="MODE", help="resize, center-crop, dhariwal, celeba, center-crop-wide:HEIGHT")
+    verb.add_argument("--classes", type=int, metavar="N", help="class folders, of NAME folder or a part of imagenet")
+    verb.add_argument("--count", type=int, metavar="N", help="images expected, where it is not the data set's number")
+    verb.add_argument("--convert", action="store_true", help="turn any 8-bit colour mode into RGB (or grey)")
+    verb.add_argument("--skip-bad", action="store_true", help="leave out unusable files, and name them in the manifest")
+    verb.add_argument("--shard-images", type=int, metavar="N", help="images a shard (default: about 64 MB)")
+    verb.add_argument("--jobs", type=int, metavar="N", help="processes (default: one a core)")
+    verb.add_argument("--form", choices=("edm2", "dit", "coco"), help="latents: what is stored of the posterior")
+    verb.add_argument("--flip", choices=("none", "coin", "both"), default="none", help="latents: mirror images")
+    verb.add_argument("--vae", metavar="DIR", help="latents: folder or hub name of an AutoencoderKL")
+    verb.add_argument("--text-model", metavar="DIR", help="latents with captions: folder or hub name of a CLIP model")
+    verb.add_argument("--captions", type=Path, metavar="FILE", help="latents with captions: COCO's captions_*.json")
+    verb.add_argument("--device", default="auto", help="latents: cpu, cuda or auto (default)")
+
+    verb = _verb(
+        verbs, "verify", _data("verify"), "read every byte; name the shard and member that is wrong",
+        "repro data verify data/ffhq-64x3",
+    )  # fmt: skip
+    verb.add_argument("folder", type=Path, metavar="DIR")
+
+    verb = _verb(
+        verbs, "info", _data("info"), "counts, classes, options and a picture of a prepared set",
+        "repro data info data/ffhq-64x3 --picture ffhq.png",
+    )  # fmt: skip
+    verb.add_argument("folder", type=Path, metavar="DIR")
+    verb.add_argument("--picture", type=Path, metavar="FILE", help="the grid of images (default: ./NAME.png)")
+    _json(verb)
+
+    verb = _verb(
+        verbs,
+        "list",
+        _data("list_sets"),
+        "the data sets: where to obtain them, licence, size, counts",
+        "repro data list",
+    )
+    _json(verb)
+
+
+def _data(name: str) -> Callable[[argparse.Namespace], int]:
+    def run(options: argparse.Namespace) -> int:
+        from repro.verbs import data
+
+        verb: Callable[[argparse.Namespace], int] = getattr(data, name)
+        return verb(options)
+
+    return run
+
+
+def _metric_verbs(verbs: Any) -> None:
+    verb = _verb(
+        verbs, "fid", _fid, "the distance of two sets of images, by several libraries side by side",
+        "repro fid samples/ cifar10-32x32 --backends own/tf1 torch-fidelity/tf1",
+    )  # fmt: skip
+    what = "folder, zip, tar or shards of images, npz batch, statistics (npz, pkl, pt), or id of a reference"
+    verb.add_argument("first", metavar="A", help=f"generated images: {what}")
+    verb.add_argument("second", metavar="B", help=f"reference: {what}")
+    verb.add_argument("--backends", nargs="+", metavar="NAME", help="such as own/tf1 or clean-fid/clean")
+    verb.add_argument("--n", type=int, metavar="N", help="only the first N images of A")
+    verb.add_argument("--kid", action="store_true", help="also the kernel distance")
+    verb.add_argument("--extrapolate", action="store_true", help="also FD at infinitely many samples")
+    verb.add_argument("--no-error", action="store_true", help="leave out the standard error (block jackknife)")
+    _scoring(verb)
+    _json(verb)
+
+    ref = _verb(verbs, "ref", _ref_info, "reference statistics: make, import, info", "repro ref info")
+    refs = ref.add_subparsers(metavar="WHAT", required=True, parser_class=Parser)
+    verb = _verb(
+        refs, "make", _ref_make, "compute and store the statistics of real images",
+        "repro ref make data/digits-8x1 --backend own/digits",
+    )  # fmt: skip
+    verb.add_argument("data_set", metavar="DATA", help="folder, zip or shards of images, npz, or a prepared data set")
+    verb.add_argument("--backend", default="own/tf1", metavar="NAME", help="who computes the features (own/tf1)")
+    verb.add_argument("--id", metavar="ID", help="name in the store (default: DATA and preprocessing)")
+    verb.add_argument("--spatial", action="store_true", help="also the statistics of sFID")
+    verb.add_argument("--real", type=int, metavar="M", help="keep M features, for precision and recall")
+    verb.add_argument(
+        "--data", type=Path, metavar="DIR", help="folder of prepared data (default: $REPRO_DATA or ./data)"
+    )
+    _scoring(verb)
+    verb = _verb(
+        refs, "import", _ref_import, "store the statistics of a published file",
+        "repro ref import fid_stats_cifar10_train_pytorch.npz --preprocessing legacy_pytorch",
+    )  # fmt: skip
+    verb.add_argument(
+        "file", metavar="FILE", help="npz of NVIDIA, ADM, pytorch-fid or clean-fid, EDM2's pkl, torch-fidelity's pt"
+    )
+    verb.add_argument("--preprocessing", metavar="NAME", help="tf1, legacy_pytorch, clean, dinov2 or digits")
+    verb.add_argument("--id", metavar="ID", help="name in the store (default: the file's)")
+    verb.add_argument("--n", type=int, metavar="N", help="number of images, where the file does not say")
+    _weights(verb)
+    verb = _verb(refs, "info", _ref_info, "what a reference is; without REF all", "repro ref info digits-8x1-digits")
+    verb.add_argument("reference", nargs="?", metavar="REF", help="id or file")
+    _weights(verb)
+    _json(verb)
+
+    verb = _verb(
+        verbs, "doctor", _doctor, "which protocols this machine can score, and how to get what is missing",
+        "repro doctor --download",
+    )  # fmt: skip
+    verb.add_argument("--download", action="store_true", help="fetch the weights that are missing")
+    _weights(verb)
+    _json(verb)
+
+
+def _record_verbs(verbs: Any) -> None:
+    records = _verb(
+        verbs, "records", _records_export, "records of several clusters: export, import",
+        "repro records export results.tar",
+    )  # fmt: skip
+    kinds = records.add_subparsers(metavar="WHAT", required=True, parser_class=Parser)
+    for name, run, help in (
+        ("export", _records_export, "pack the records of the folders of runs into FILE"),
+        ("import", _records_import, "unpack the records of FILE into the folder of runs"),
+    ):
+        verb = _verb(kinds, name, run, help, f"repro records {name} results.tar --runs runs")
+        verb.add_argument("file", type=Path, metavar="FILE")
+        verb.add_argument(
+            "--runs", action="append", type=Path, metavar="DIR", help="folder of runs (default: $REPRO_RUNS or ./runs)"
+        )
 
 
 def _verb(verbs: Any, name: str, run: Callable[[argparse.Namespace], int], help: str, example: str) -> Parser:
@@ -182,6 +338,16 @@ def _folders(verb: Parser) -> None:
         "--data", type=Path, metavar="DIR", help="folder of prepared data (default: $REPRO_DATA or ./data)"
     )
     verb.add_argument("--weights", type=Path, metavar="DIR", help="folder of metric weights and reference statistics")
+
+
+def _weights(verb: Parser) -> None:
+    verb.add_argument("--weights", type=Path, metavar="DIR", help="folder of metric weights and reference statistics")
+
+
+def _scoring(verb: Parser) -> None:
+    _weights(verb)
+    verb.add_argument("--weights-sha256", metavar="HEX", help="digest of the extractor's weights, if not the published")
+    verb.add_argument("--device", default="auto", metavar="NAME", help="cpu, cuda or auto (default)")
 
 
 def _computing(verb: Parser) -> None:
@@ -239,7 +405,55 @@ def _collect(options: argparse.Namespace) -> int:
     return reporting.collect_table(options)
 
 
+def _plot(options: argparse.Namespace) -> int:
+    from repro.verbs import plotting
+
+    return plotting.plot(options)
+
+
 def _check(options: argparse.Namespace) -> int:
     from repro.verbs import reporting
 
     return reporting.check(options)
+
+
+def _fid(options: argparse.Namespace) -> int:
+    from repro.verbs import metrics
+
+    return metrics.fid(options)
+
+
+def _ref_make(options: argparse.Namespace) -> int:
+    from repro.verbs import metrics
+
+    return metrics.ref_make(options)
+
+
+def _ref_import(options: argparse.Namespace) -> int:
+    from repro.verbs import metrics
+
+    return metrics.ref_import(options)
+
+
+def _ref_info(options: argparse.Namespace) -> int:
+    from repro.verbs import metrics
+
+    return metrics.ref_info(options)
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from repro.verbs import metrics
+
+    return metrics.doctor(options)
+
+
+def _records_export(options: argparse.Namespace) -> int:
+    from repro.verbs import records
+
+    return records.export(options)
+
+
+def _records_import(options: argparse.Namespace) -> int:
+    from repro.verbs import records
+
+    return records.import_(options)

@@ -7,24 +7,33 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from repro.config import register
-from repro.data.sources import FFHQ, AFHQv2, Cifar10, Digits
+from repro.data.sources import FFHQ, AFHQv2, CelebA, Cifar10, Coco, Digits, ImageFolder, ImageNet, Latents
 from repro.data.stream import Dataset
+from repro.diffusion.ablation import ablation_sampler
 from repro.diffusion.discrete_denoiser import DiscreteDenoiser
 from repro.diffusion.discrete_losses import HybridLoss
 from repro.diffusion.discrete_samplers import ancestral_sampler, ddim_sampler
 from repro.diffusion.edm2 import EDM2Precond, UncertaintyLoss
 from repro.diffusion.guidance import edm2_sampler
-from repro.diffusion.losses import EDMLoss, VELoss, VPLoss
-from repro.diffusion.precond import EDMPrecond, Precond, VEPrecond, VPPrecond
+from repro.diffusion.losses import EDMLoss, VELoss, VPLoss, iDDPMLoss
+from repro.diffusion.precond import EDMPrecond, Precond, VEPrecond, VPPrecond, iDDPMPrecond
+from repro.diffusion.rk45 import rk45_sampler
 from repro.diffusion.samplers import edm_sampler
 from repro.errors import UsageError
-from repro.metrics.protocols import DigitsProtocol, InceptionProtocol
+from repro.metrics.protocols import (
+    ADMProtocol,
+    DigitsProtocol,
+    DINOv2Protocol,
+    InceptionProtocol,
+    PytorchFIDProtocol,
+)
 from repro.models.adm import DhariwalUNet
 from repro.models.dit import DiT
 from repro.models.edm2 import EDM2UNet
 from repro.models.song import SongUNet
 from repro.models.udit import UDiT
 from repro.scale import Scale
+from repro.selection import BestSnapshot, FinalSnapshot, MinimumOfRanges, Selection
 from repro.training.augment import AugmentPipe
 from repro.training.ema import ConstantEMA, HalfLifeEMA, PowerEMA, TraditionalEMA
 from repro.training.optimizers import Adam, AdamW
@@ -49,10 +58,12 @@ class Trajectory:
         loss_reduction: how the error of one image becomes a number: `sum` over pixels (EDM), `mean` or `half_sum`
             (Song et al.).
         clip_norm: limit of the gradient's L2 norm, or None.
+        infinite_gradient: what takes the place of an infinite entry of the gradient, with its sign.
         seed: training seed: initial weights, data order, noise, dropout. One seed is one replicate.
     """
 
     UNITS = {"batch": "batch"}
+    NEUTRAL = {"infinite_gradient": 1e5}
 
     data: Dataset
     denoiser: Precond
@@ -64,6 +75,7 @@ class Trajectory:
     loss_scale: float = 1.0
     loss_reduction: Reduction = "sum"
     clip_norm: float | None = None
+    infinite_gradient: float = 1e5
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -77,71 +89,6 @@ class Trajectory:
             raise UsageError(
                 f"the network takes {self.denoiser.label_dim} classes, the data have {self.data.label_dim}"
             )
-
-
-@dataclasses.dataclass
-class BestSnapshot:
-    """EDM's rule: the best of the snapshots at a fixed interval, each the minimum over sampling ranges (appendix F.3).
-
-    Args:
-        total_nimg: length of training in images; the last candidate.
-        interval_nimg: images between candidates.
-        ranges: sampling ranges a candidate; range k holds seeds k n to (k + 1) n - 1.
-    """
-
-    UNITS = {"total_nimg": "images", "interval_nimg": "interval", "ranges": "ranges"}
-
-    total_nimg: int = 200_000_000
-    interval_nimg: int = 2_500_000
-    ranges: int = 3
-
-    def __post_init__(self) -> None:
-        for name in ("total_nimg", "interval_nimg", "ranges"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"BestSnapshot.{name} must be 1 or more, not {getattr(self, name)}")
-
-    def milestones(self) -> list[int]:
-        """Candidates in images, increasing; the last is the end of training."""
-        inner = range(self.interval_nimg, self.total_nimg, self.interval_nimg)
-        return [*inner, self.total_nimg]
-
-    def choose(self, values: dict[tuple[int, int], float]) -> tuple[int, int] | None:
-        """The (milestone, range) whose value is the cell's, or None unless every candidate of every range is there."""
-        wanted = [(milestone, k) for milestone in self.milestones() for k in range(self.ranges)]
-        if any(key not in values for key in wanted):
-            return None
-        return min(wanted, key=lambda key: values[key])
-
-
-@dataclasses.dataclass
-class FinalSnapshot:
-    """EDM2's rule: the end of training, the minimum over sampling ranges (Karras et al. 2024, section 2).
-
-    Args:
-        total_nimg: length of training in images.
-        ranges: sampling ranges; range k holds seeds k n to (k + 1) n - 1.
-    """
-
-    UNITS = {"total_nimg": "images", "ranges": "ranges"}
-
-    total_nimg: int = 2**31
-    ranges: int = 3
-
-    def __post_init__(self) -> None:
-        for name in ("total_nimg", "ranges"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"FinalSnapshot.{name} must be 1 or more, not {getattr(self, name)}")
-
-    def milestones(self) -> list[int]:
-        """The end of training, in images."""
-        return [self.total_nimg]
-
-    def choose(self, values: dict[tuple[int, int], float]) -> tuple[int, int] | None:
-        """The (milestone, range) whose value is the cell's, or None unless every range is there."""
-        wanted = [(self.total_nimg, k) for k in range(self.ranges)]
-        if any(key not in values for key in wanted):
-            return None
-        return min(wanted, key=lambda key: values[key])
 
 
 @dataclasses.dataclass
@@ -160,8 +107,8 @@ class Evaluation:
 
     ema: PostHocEMA | PowerEMA | HalfLifeEMA | ConstantEMA
     sampler: Callable[..., Any]
-    protocol: DigitsProtocol | InceptionProtocol
-    selection: BestSnapshot | FinalSnapshot
+    protocol: DigitsProtocol | InceptionProtocol | PytorchFIDProtocol | ADMProtocol | DINOv2Protocol
+    selection: Selection
     num_samples: int = 50_000
 
 
@@ -183,6 +130,8 @@ class Execution:
         micro_batch: images a forward pass in training; 0 takes the whole batch.
         sample_batch: images a forward pass in sampling.
         checkpoint_seconds: seconds between checkpoints.
+        workers: threads that read batches ahead; 0 reads each when it is needed.
+        keep_samples: keep the generated images of every evaluation as `samples.tar` beside its record.
     """
 
     threads: int = 0
@@ -190,6 +139,8 @@ class Execution:
     micro_batch: int = 0
     sample_batch: int = 256
     checkpoint_seconds: float = 120.0
+    workers: int = 4
+    keep_samples: bool = False
 
 
 CONFIGURABLES: Sequence[Callable[..., Any]] = (
@@ -198,6 +149,7 @@ CONFIGURABLES: Sequence[Callable[..., Any]] = (
     Evaluation,
     Execution,
     BestSnapshot,
+    MinimumOfRanges,
     FinalSnapshot,
     Scale,
     # data
@@ -206,6 +158,11 @@ CONFIGURABLES: Sequence[Callable[..., Any]] = (
     Cifar10,
     FFHQ,
     AFHQv2,
+    CelebA,
+    ImageNet,
+    Coco,
+    ImageFolder,
+    Latents,
     # networks, preconditioning, losses, sampling
     SongUNet,
     DhariwalUNet,
@@ -214,15 +171,19 @@ CONFIGURABLES: Sequence[Callable[..., Any]] = (
     UDiT,
     VPPrecond,
     VEPrecond,
+    iDDPMPrecond,
     EDMPrecond,
     EDM2Precond,
     DiscreteDenoiser,
     VPLoss,
     VELoss,
+    iDDPMLoss,
     EDMLoss,
     UncertaintyLoss,
     HybridLoss,
     edm_sampler,
+    ablation_sampler,
+    rk45_sampler,
     edm2_sampler,
     ancestral_sampler,
     ddim_sampler,
@@ -241,5 +202,8 @@ CONFIGURABLES: Sequence[Callable[..., Any]] = (
     # scoring
     DigitsProtocol,
     InceptionProtocol,
+    PytorchFIDProtocol,
+    ADMProtocol,
+    DINOv2Protocol,
 )
 register(*CONFIGURABLES)

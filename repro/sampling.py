@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,6 +16,27 @@ from repro.diffusion.precond import Precond
 LabelRule = Literal["random", "balanced"]
 
 
+class Generated(NamedTuple):
+    """images: (N, C, H, W) uint8 on the CPU; nfe: denoiser calls an image, on average where it differs by image."""
+
+    images: Tensor
+    nfe: float
+
+
+class Counted:
+    """A denoiser that counts the images it was called for."""
+
+    def __init__(self, net: Precond) -> None:
+        self.net = net
+        self.images = 0
+        self.sigma_min, self.sigma_max, self.round_sigma = net.sigma_min, net.sigma_max, net.round_sigma
+
+    def __call__(self, x: Tensor, sigma: Tensor, class_labels: Tensor | None = None) -> Tensor:
+        self.images += len(x)
+        denoised: Tensor = self.net(x, sigma, class_labels)
+        return denoised
+
+
 @torch.no_grad()
 def generate(
     net: Precond,
@@ -25,9 +46,10 @@ def generate(
     labels: LabelRule = "random",
     batch: int = 256,
     device: torch.device | str = "cpu",
+    quantise: Callable[[Tensor], Tensor] | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
     stop: Callable[[], None] = lambda: None,
-) -> Tensor:
+) -> Generated:
     """Images of the given seeds, each a function of its own seed alone (the noise is drawn on the CPU).
 
     Args:
@@ -37,13 +59,14 @@ def generate(
         labels: `random`: each image's label comes from its own generator, as published; `balanced`: label = seed mod
             label_dim, which removes the noise of the class proportions. The generator is advanced equally in both.
         batch: images a forward pass; moves float rounding only.
+        quantise: how the sampler's images become uint8; part of the scoring protocol;
+            None is `to_uint8`, EDM's.
         progress: called as (images done, total) after every sampler step, the current batch counted in proportion.
         stop: called after every sampler step; raises to end the sampling.
 
-    Returns:
-        (N, C, H, W) uint8 on the CPU.
     """
     images = []
+    counted = Counted(net)
     shape = (net.img_channels, net.img_resolution, net.img_resolution)
     for start in range(0, len(seeds), batch):
         part = list(seeds[start : start + batch])
@@ -58,9 +81,9 @@ def generate(
         def noise(x: Tensor, generator: StackedGenerator = generator) -> Tensor:
             return generator.randn(tuple(x.shape), x.dtype).to(x.device)
 
-        result = sampler(net, latents, None if hot is None else hot.to(device), noise, after)
-        images.append(to_uint8(result).cpu())
-    return torch.cat(images)
+        result = sampler(counted, latents, None if hot is None else hot.to(device), noise, after)
+        images.append((quantise or to_uint8)(result).cpu())
+    return Generated(torch.cat(images), counted.images / max(len(seeds), 1))
 
 
 def _labels(generator: Any, seeds: Sequence[int], label_dim: int, rule: LabelRule) -> Tensor | None:

@@ -32,7 +32,7 @@ class Scale:
         ranges: divisor of the number of sampling ranges.
         steps: strictly increasing map of sampler steps, given like `batch`.
         image_channels: colour channels of the replaced images; None keeps the column's.
-        classes: classes of the replaced data, where a network or data set has classes at all; None keeps the column's.
+        classes: classes of the replaced data, where the column has any; None keeps the column's.
         source: the data source that replaces every column's; None keeps it.
         protocol: the scoring protocol that replaces every row's; None keeps it.
     """
@@ -66,13 +66,14 @@ _DIVISORS = {
     "samples": "samples",
     "ranges": "ranges",
 }
-_REPLACED = {"image_channels", "classes", "source", "protocol"}
+_REPLACED = {"classes", "source", "protocol"}
 _MAPS = {"batch": "batch sizes", "steps": "sampler steps"}
-UNIT_NAMES = {*_DIVISORS, *_REPLACED, *_MAPS}
+UNIT_NAMES = {*_DIVISORS, *_REPLACED, *_MAPS, "image_channels"}
 
 
 def apply_scale(tree: Node, scale: Node) -> Node:
     """A resolved tree with every argument that declares a unit changed to the (resolved) scale."""
+    tree = _with_image_channels(tree, scale.args["image_channels"])
     for name in _MAPS:
         check_map(name, scale.args[name])
     for name in _DIVISORS.values():
@@ -81,7 +82,32 @@ def apply_scale(tree: Node, scale: Node) -> Node:
 
     def change(node: Node, key: str, value: Any) -> Any:
         unit = getattr(node.target, "UNITS", {}).get(key)
-        return value if unit is None else scaled(value, unit, scale.args)
+        return value if unit in (None, "image_channels") else scaled(value, unit, scale.args)
+
+    return transform(tree, change)
+
+
+def _with_image_channels(tree: Node, ours: int | None) -> Node:
+    """Image channels as ours: the data's, and those of a network in proportion, which may predict variances too."""
+    if ours is None:
+        return tree
+    found: list[int] = []
+
+    def counts(node: Node, key: str, value: Any) -> Any:
+        if node.name != "Dataset" and getattr(node.target, "UNITS", {}).get(key) == "image_channels":
+            found.append(value)
+        return value
+
+    transform(tree, counts)
+
+    def change(node: Node, key: str, value: Any) -> Any:
+        if getattr(node.target, "UNITS", {}).get(key) != "image_channels":
+            return value
+        if node.name == "Dataset":
+            return ours  # what is stored of an image may be more than the network sees of it
+        if value % min(found):
+            raise UsageError(f"{node.name}.{key} is {value}, no multiple of the {min(found)} channels of an image")
+        return value // min(found) * ours
 
     return transform(tree, change)
 
@@ -90,10 +116,9 @@ def scaled(value: Any, unit: str, scale: Mapping[str, Any]) -> Any:
     """One value of a unit at a scale. Lists are scaled item by item; None stays None."""
     if value is None:
         return None
-    if unit == "classes" and not value:
-        return value  # unconditional at every scale
     if unit in _REPLACED:
-        return value if scale[unit] is None else scale[unit]
+        # 0 classes are no replaced data's: an unconditional network stays one.
+        return value if scale[unit] is None or value == 0 else scale[unit]
     if isinstance(value, list):
         return [scaled(item, unit, scale) for item in value]
     if unit in _MAPS:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import tomllib
 from functools import cache
+from typing import Any
 
 from repro import assets
 from repro.errors import UsageError
@@ -16,7 +17,8 @@ class Cell:
     """One experiment of a table: row x column.
 
     reference: metric -> the paper's value; starred: the paper evaluated published weights and did not train;
-    inferred: the setting that the paper does not state ('' if none): a dagger, and no verdict against the paper.
+    inferred: the setting that the paper does not state ('' if none): a dagger, and no verdict against the paper;
+    reference_only: why this project cannot compute the cell ('' if it can): such a row has no Gin file.
     """
 
     table: str
@@ -25,6 +27,7 @@ class Cell:
     reference: dict[str, float]
     starred: bool
     inferred: str
+    reference_only: str = ""
 
     @property
     def name(self) -> str:
@@ -36,14 +39,37 @@ class Cell:
 
     @property
     def gin(self) -> list[str]:
-        """Gin files in the order of composition, relative to the Gin root: column, then row. The scale's follows."""
+        """Gin files in the order of composition, relative to the Gin root: column, then row. The scale's follows.
+
+        None for a reference-only cell.
+        """
+        if self.reference_only:
+            return []
         paper = self.table.split("/")[0]
         return [f"{paper}/columns/{self.column}.gin", self.row_file]
 
 
 @dataclasses.dataclass(frozen=True)
+class Plot:
+    """How a figure is drawn: metric over x (a metric too, such as NFE), a curve for each value of a row's `curve`.
+
+    labels: curve -> its label in the legend; curves: row -> its curve; also: a table whose rows of the curves' names
+    are points of them too, or ''.
+    """
+
+    x: str
+    also: str
+    labels: dict[str, str]
+    curves: dict[str, str]
+
+
+@dataclasses.dataclass(frozen=True)
 class Table:
-    """A table of a paper as `tables/<paper>_<table>.toml` has it."""
+    """A table (or numeric figure) of a paper as `tables/<paper>_<table>.toml` has it.
+
+    metric: the paper's name of the metric that decides; shown: all that are printed, in order; mini_columns: the
+    columns that scales below full take by default; plot: how to draw it where it is a figure, else None.
+    """
 
     name: str
     title: str
@@ -51,11 +77,18 @@ class Table:
     source: str
     chosen: str
     metric: str
+    shown: tuple[str, ...]
     mini_columns: tuple[str, ...]
     starred: str
     rows: dict[str, str]
     columns: dict[str, str]
     cells: tuple[Cell, ...]
+    plot: Plot | None
+
+    @property
+    def computable(self) -> list[Cell]:
+        """All cells but the reference-only ones."""
+        return [cell for cell in self.cells if not cell.reference_only]
 
     def cell(self, row: str, column: str) -> Cell | None:
         """The cell, or None where the table has none."""
@@ -83,36 +116,53 @@ def load_table(name: str) -> Table:
         raise UsageError(f"no table {name!r}{suggest(name, table_names())} (`repro list` shows all)")
     file = assets.tables_dir() / f"{name.replace('/', '_', 1)}.toml"
     try:
-        data = tomllib.loads(file.read_text(encoding="utf-8"))
-        rows = data["rows"]
-        cells = [
-            Cell(
-                table=name,
-                row=row,
-                column=column,
-                reference={key: float(value) for key, value in spec["cells"][column].items()},
-                starred=column in spec.get("starred", []),
-                inferred=spec.get("inferred", ""),
-            )
+        return _table(name, tomllib.loads(file.read_text(encoding="utf-8")))
+    except (tomllib.TOMLDecodeError, KeyError, ValueError) as error:
+        raise UsageError(f"{file.name}: {type(error).__name__}: {error}") from None
+
+
+def _table(name: str, data: dict[str, Any]) -> Table:
+    rows: dict[str, Any] = data["rows"]
+    return Table(
+        name=name,
+        title=data["title"],
+        paper=data["paper"],
+        source=data["source"],
+        chosen=data["chosen"],
+        metric=data["metric"],
+        shown=tuple(data.get("shown", [data["metric"]])),
+        mini_columns=tuple(data["mini_columns"]),
+        starred=data.get("starred", ""),
+        rows={row: spec["label"] for row, spec in rows.items()},
+        columns=dict(data["columns"]),
+        cells=tuple(
+            _cell(name, row, spec, column)
             for row, spec in rows.items()
             for column in data["columns"]
             if column in spec["cells"]
-        ]
-        return Table(
-            name=name,
-            title=data["title"],
-            paper=data["paper"],
-            source=data["source"],
-            chosen=data["chosen"],
-            metric=data["metric"],
-            mini_columns=tuple(data["mini_columns"]),
-            starred=data.get("starred", ""),
-            rows={row: spec["label"] for row, spec in rows.items()},
-            columns=dict(data["columns"]),
-            cells=tuple(cells),
-        )
-    except (tomllib.TOMLDecodeError, KeyError, ValueError) as error:
-        raise UsageError(f"{file.name}: {type(error).__name__}: {error}") from None
+        ),
+        plot=_plot(data["plot"], rows) if "plot" in data else None,
+    )
+
+
+def _cell(table: str, row: str, spec: dict[str, Any], column: str) -> Cell:
+    return Cell(
+        table=table,
+        row=row,
+        column=column,
+        reference={key: float(value) for key, value in spec["cells"][column].items()},
+        starred=column in spec.get("starred", []),
+        inferred=spec.get("inferred", ""),
+        reference_only=spec.get("reference_only", ""),
+    )
+
+
+def _plot(spec: dict[str, Any], rows: dict[str, Any]) -> Plot:
+    curves = {row: row_spec["curve"] for row, row_spec in rows.items() if "curve" in row_spec}
+    unknown = sorted(set(curves.values()) - set(spec["curves"]))
+    if unknown:
+        raise ValueError(f"[plot] has no curve {unknown[0]!r}")
+    return Plot(spec["x"], spec.get("also", ""), dict(spec["curves"]), curves)
 
 
 def find_cell(name: str) -> Cell:

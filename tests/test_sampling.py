@@ -13,6 +13,7 @@ from helpers import CELL, TINY
 from torch import Tensor
 
 from repro.cells import resolve
+from repro.diffusion.rk45 import rk45_sampler
 from repro.diffusion.samplers import edm_sampler
 from repro.launch.work import build_trajectory
 from repro.sampling import generate
@@ -36,7 +37,7 @@ def net(label_dim: int = 10) -> Any:
 
 
 def images(seeds: list[int], **kwargs: Any) -> Tensor:
-    return generate(net(), sampler, seeds, **kwargs)
+    return generate(net(), sampler, seeds, **kwargs).images
 
 
 @pytest.mark.parametrize("batch", [1, 5, 22, 23, 100])
@@ -85,7 +86,7 @@ def test_balanced_labels_follow_the_seed_and_leave_the_noise_alone() -> None:
     results = {}
     for rule in ("random", "balanced"):
         spies[rule] = Spy()
-        results[rule] = generate(net(), spies[rule], SEEDS, labels=rule, batch=8)  # type: ignore[arg-type]
+        results[rule] = generate(net(), spies[rule], SEEDS, labels=rule, batch=8).images  # type: ignore[arg-type]
     chosen = torch.cat([labels for labels in spies["balanced"].labels if labels is not None])
     assert chosen.argmax(1).tolist() == [seed % 10 for seed in SEEDS] and chosen.sum() == len(SEEDS)
     drawn = torch.cat([labels for labels in spies["random"].labels if labels is not None])
@@ -133,3 +134,15 @@ def test_stop_ends_it() -> None:
 def test_the_network_gathers_no_gradients() -> None:
     images(SEEDS[:2])
     assert all(p.grad is None for p in net().parameters())
+
+
+@pytest.mark.parametrize("batch", [4, 100])
+def test_nfe_is_measured(batch: int) -> None:
+    assert generate(net(), sampler, SEEDS[:9], batch=batch).nfe == 2 * STEPS - 1
+
+
+def test_nfe_of_an_adaptive_sampler_is_a_mean_over_images() -> None:
+    adaptive = functools.partial(rk45_sampler, rtol=1e-1, atol=1e-1)
+    alone = [generate(net(), adaptive, [seed]).nfe for seed in SEEDS[:4]]
+    together = generate(net(), adaptive, SEEDS[:4]).nfe
+    assert together == pytest.approx(sum(alone) / 4, rel=0.1) and together > 10

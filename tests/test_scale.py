@@ -15,7 +15,7 @@ from repro.config import REGISTRY, Node, canonical, flatten
 from repro.errors import UsageError
 from repro.results.fingerprint import differences, fingerprint
 from repro.scale import UNIT_NAMES, check_map, collisions, mapped, scaled
-from repro.tables import load_table
+from repro.tables import find_cell, load_table, table_names
 
 TABLE = load_table("edm/table2")
 PAIRS = list(zip("abcde", "bcdef", strict=True))
@@ -45,6 +45,72 @@ def test_values_that_differ_at_full_differ_at_mini(column: str) -> None:
     full = {row: of(row, column, "full").experiment for row in TABLE.rows}
     mini = {row: of(row, column, "mini").experiment for row in TABLE.rows}
     assert collisions(full, mini) == []
+
+
+@pytest.mark.parametrize("name", [name for name in table_names() if name != "edm/table2"])
+def test_rows_of_every_table_keep_their_differences_at_mini(name: str) -> None:
+    table = load_table(name)
+    for column in table.columns:
+        cells = [cell for cell in table.computable if cell.column == column]
+        full = {cell.row: resolve(cell).experiment for cell in cells}
+        mini = {cell.row: resolve(cell, "mini").experiment for cell in cells}
+        assert collisions(full, mini) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("table", "first", "second"),
+    [
+        ("edm/table3", "algorithm1", "heun"),
+        ("edm/table3", "heun", "ours"),
+        ("edm/table3", "ours", "rk45"),
+        ("edm/table4", "optimal", "no-noise"),
+        ("edm/table4", "optimal", "full-range"),
+        ("edm/table4", "full-range", "full-range-no-noise"),
+    ],
+)
+@pytest.mark.parametrize("column", ["cifar10-uncond-vp", "cifar10-uncond-ve"])
+def test_every_key_on_which_sampler_rows_differ_is_felt_at_mini(
+    table: str, first: str, second: str, column: str, tmp_path: Path
+) -> None:
+    before, after = (resolve(find_cell(f"{table}/{row}/{column}"), "mini") for row in (first, second))
+    plain = fingerprint(after, tmp_path)
+    paths = sorted(changed(before, after))
+    if after.evaluation.args["sampler"].name == "rk45_sampler":
+        paths = ["evaluation.sampler"]
+    assert paths and all(path.startswith("evaluation.sampler") for path in paths)
+    for path in paths:
+        parts = path.split(".")
+        tree = replaced(after.experiment, parts, value_at(before.experiment, parts))
+        assert differences(fingerprint(dataclasses.replace(after, experiment=tree), tmp_path), plain), path
+
+
+def test_channels_keep_their_proportion_and_classes_are_the_data_s() -> None:
+    """A network that predicts variances has twice the data's channels at every scale; no classes stay none."""
+    for row, full, mini in (("ours", 6, 2), ("e-stochastic", 3, 1)):
+        table = "edm/table3" if row == "ours" else "edm/imagenet64"
+        cell = find_cell(f"{table}/{row}/imagenet64-adm")
+        for scale, channels, classes, heads in (("full", full, 1000, 64), ("mini", mini, 10, 4)):
+            network = resolve(cell, scale).trajectory.args["denoiser"].args["model"].args
+            assert (network["out_channels"], network["label_dim"], network["channels_per_head"]) == (
+                channels, classes, heads,
+            )  # fmt: skip
+    assert of("a", "cifar10-uncond-vp", "mini").trajectory.args["data"].args["label_dim"] == 0
+
+
+def test_channels_that_are_no_multiple_of_the_data_s_are_refused() -> None:
+    cell = find_cell("edm/table3/ours/imagenet64-adm")
+    with pytest.raises(UsageError, match="DhariwalUNet.out_channels is 6, no multiple of the 4 channels of an image"):
+        resolve(cell, "mini", ["DhariwalUNet.in_channels = 4"])
+
+
+def test_heun_and_euler_meet_at_equal_nfe_at_mini() -> None:
+    def steps(cell: str) -> int:
+        return resolve(find_cell(cell), "mini").evaluation.args["sampler"].args["num_steps"]
+
+    column = "cifar10-uncond-vp"
+    assert steps(f"edm/table3/algorithm1/{column}") == 2 * steps(f"edm/table3/heun/{column}") - 1 == 39
+    assert steps(f"edm/figure2/algorithm1-16/{column}") == 2 * steps(f"edm/figure2/heun-8/{column}") - 1 == 11
 
 
 def test_a_collision_is_named() -> None:

@@ -1,7 +1,8 @@
 """Prepared data: webdataset tar shards and the manifest that says what they must hold.
 
 A record is a chunk of up to 250 images (`x.npy` uint8 [n, C, R, R] and `y.npy` int64 [n]), because reading costs a
-constant time a record. Equal images give equal bytes: plain tar, modification times of zero, records in order.
+constant time a record. Images with captions have `c.npy` [sum k, ...], the captions' features, and `k.npy` int64 [n],
+how many each image has. Equal images give equal bytes: plain tar, modification times of zero, records in order.
 """
 
 from __future__ import annotations
@@ -10,65 +11,28 @@ import dataclasses
 import errno
 import hashlib
 import io
-import json
 import os
 import shutil
 import uuid
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
+from repro.data.index import Form, build_index, index_bytes
+from repro.data.manifest import MANIFEST_NAME, Manifest, Shard, load_manifest, write_manifest, write_synced
 from repro.data.sources import Images, Labels, Source
-from repro.errors import CorruptData, MissingPrerequisite, UsageError
+from repro.errors import CorruptData, UsageError
 
-SCHEMA_VERSION = 1
-MANIFEST_NAME = "manifest.json"
+__all__ = ["Manifest", "Shard", "load_manifest", "prepare", "verify_shard", "write_shards"]
 CHUNK_IMAGES = 250
 SHARD_IMAGES = 1000
+CHUNK_BYTES = 1 << 22  # larger images come in smaller chunks
+SHARD_BYTES = 1 << 26
 
-
-@dataclasses.dataclass(frozen=True)
-class Shard:
-    """One tar file: its name in the folder, size in bytes, sha256 and number of images."""
-
-    name: str
-    bytes: int
-    sha256: str
-    count: int
-
-
-@dataclasses.dataclass(frozen=True)
-class Manifest:
-    """What a folder of shards holds.
-
-    Args:
-        name: name of the source.
-        count: number of images.
-        num_classes: number of classes, 0 if unlabelled.
-        class_counts: images of each class, empty if unlabelled.
-        resolution: R, height and width in pixels.
-        channels: C, image channels.
-        options: preparation options.
-        shards: the tar files, in the order of their images.
-        schema_version: of this file's layout.
-    """
-
-    name: str
-    count: int
-    num_classes: int
-    class_counts: tuple[int, ...]
-    resolution: int
-    channels: int
-    options: dict[str, Any]
-    shards: tuple[Shard, ...]
-    schema_version: int = SCHEMA_VERSION
-
-    @property
-    def sha256(self) -> str:
-        """Digest of the canonical JSON, hence of every image and label."""
-        canonical = json.dumps(dataclasses.asdict(self), sort_keys=True, separators=(",", ":"), ensure_ascii=True)
-        return hashlib.sha256(canonical.encode()).hexdigest()
+Array = npt.NDArray[Any]
 
 
 def prepare(source: Source, resolution: int, channels: int, out_dir: str | os.PathLike[str]) -> Manifest:
@@ -92,8 +56,12 @@ def prepare(source: Source, resolution: int, channels: int, out_dir: str | os.Pa
     return manifest
 
 
-def check_manifest(manifest: Manifest, source: Source, resolution: int, channels: int, folder: Path) -> None:
+def check_manifest(
+    manifest: Manifest, source: Source, resolution: int, channels: int, folder: Path, counted: bool = True
+) -> None:
     """Refuse shards that were prepared from another source, with other options or at another size.
+
+    `counted` False takes another count than the source's, where files were left out on purpose.
 
     Raises:
         CorruptData: names the folder, each difference and what was expected.
@@ -105,7 +73,7 @@ def check_manifest(manifest: Manifest, source: Source, resolution: int, channels
         "channels": channels,
         "num_classes": source.num_classes,
     }
-    if source.count is not None:
+    if source.count is not None and counted:
         wanted["count"] = source.count
     found = {key: found[key] for key in wanted} | {key: manifest.options.get(key) for key in source.options}
     wanted |= source.options
@@ -160,39 +128,14 @@ def write_shards(
             options=dict(options or {}),
             shards=shards,
         )
-        text = json.dumps(dataclasses.asdict(manifest), sort_keys=True, indent=1) + "\n"
-        _write_synced(temporary / MANIFEST_NAME, text.encode())
-        _sync_folder(temporary)
-        _publish(temporary, folder)
+        write_manifest(temporary, manifest)
+        publish(temporary, folder)
     except OSError as error:
         reason = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else error.strerror or str(error)
         raise UsageError(f"cannot prepare {folder}: {reason} (nothing was left there)") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return load_manifest(folder)
-
-
-def load_manifest(folder: str | os.PathLike[str]) -> Manifest:
-    """Read and validate `manifest.json` of a folder of shards. The shards themselves are not opened.
-
-    Raises:
-        MissingPrerequisite: there is no such folder.
-        CorruptData: the folder has no manifest, or one that is malformed or contradicts itself.
-    """
-    path = Path(folder) / MANIFEST_NAME
-    if not path.parent.is_dir():
-        raise MissingPrerequisite(f"{path.parent}: no such folder of prepared shards")
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CorruptData(f"{path.parent}: no {MANIFEST_NAME}; remove the folder and prepare the data again") from None
-    except (OSError, ValueError) as error:
-        raise CorruptData(f"{path}: unreadable ({error})") from error
-    try:
-        manifest = _manifest_from_json(value)
-    except (KeyError, TypeError, ValueError) as error:
-        raise CorruptData(f"{path}: not a manifest of schema {SCHEMA_VERSION} ({error})") from error
-    return manifest
 
 
 def verify_shard(folder: str | os.PathLike[str], shard: Shard) -> bytes:
@@ -211,10 +154,15 @@ def verify_shard(folder: str | os.PathLike[str], shard: Shard) -> bytes:
         raise CorruptData(f"{path}: shard cannot be read ({error.strerror or error})") from error
     if len(content) != shard.bytes:
         raise CorruptData(f"{path}: corrupt shard: {len(content)} bytes, {shard.bytes} in the manifest")
+    check_shard(content, shard, path)
+    return content
+
+
+def check_shard(content: bytes, shard: Shard, where: object) -> None:
+    """Compare a shard's bytes with the manifest. Raises CorruptData, naming `where`."""
     digest = hashlib.sha256(content).hexdigest()
     if digest != shard.sha256:
-        raise CorruptData(f"{path}: corrupt shard: sha256 {digest[:12]}..., {shard.sha256[:12]}... in the manifest")
-    return content
+        raise CorruptData(f"{where}: corrupt shard: sha256 {digest[:12]}..., {shard.sha256[:12]}... in the manifest")
 
 
 def _checked_labels(images: Images, labels: Labels, num_classes: int, name: str) -> Labels:
@@ -231,41 +179,71 @@ def _checked_labels(images: Images, labels: Labels, num_classes: int, name: str)
 
 def _write_shard(path: Path, images: Images, labels: Labels) -> Shard:
     """One tar file of chunk records. images: (n, C, R, R) uint8, labels: (n,) int64."""
+    content = shard_bytes(path.stem, images, labels, CHUNK_IMAGES)
+    write_synced(path, content)
+    return Shard(path.name, len(content), hashlib.sha256(content).hexdigest(), len(images))
+
+
+def write_indexed_shard(path: Path, values: Array, labels: Labels, contexts: Sequence[Array] | None = None) -> Shard:
+    """One tar file and the index beside it, each written under a temporary name, synced and renamed.
+
+    Args:
+        path: its final name.
+        values: (n, C, R, R), any dtype.
+        labels: (n,) int64.
+        contexts: of each image (k, ...), or None.
+
+    Raises:
+        OSError: it cannot be written; nothing stays under the final name.
+    """
+    images_a_chunk = max(1, min(CHUNK_IMAGES, CHUNK_BYTES // max(1, values[0].nbytes)))
+    content = shard_bytes(path.stem, values, labels, images_a_chunk, contexts)
+    context = contexts[0] if contexts else None
+    form = Form(
+        values.dtype.str,
+        values.shape[1:],
+        context.dtype.str if context is not None else "",
+        context.shape[1:] if context is not None else (),
+    )
+    index = index_bytes(build_index(content, form, path.name))
+    digest = hashlib.sha256(index).hexdigest()
+    shard = Shard(path.name, len(content), hashlib.sha256(content).hexdigest(), len(values), digest)
+    for final, data in ((path.with_name(shard.index_name), index), (path, content)):
+        temporary = final.with_name(f".{final.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp")
+        try:
+            write_synced(temporary, data)
+            os.replace(temporary, final)
+        finally:
+            temporary.unlink(missing_ok=True)
+    return shard
+
+
+def shard_bytes(
+    stem: str, values: Array, labels: Labels, images_a_chunk: int, contexts: Sequence[Array] | None = None
+) -> bytes:
+    """The content of one shard: chunk records in order, equal for equal arguments."""
     import webdataset as wds  # heavy
 
     buffer = io.BytesIO()
     with wds.TarWriter(buffer, encoder=False, compress=False, mtime=0) as writer:
-        for start in range(0, len(images), CHUNK_IMAGES):
-            chunk = slice(start, start + CHUNK_IMAGES)
-            key = f"{path.stem}-{start // CHUNK_IMAGES:03d}"  # no dot: a key ends at its first dot
-            writer.write({"__key__": key, "x.npy": _npy_bytes(images[chunk]), "y.npy": _npy_bytes(labels[chunk])})
-    content = buffer.getvalue()
-    _write_synced(path, content)
-    return Shard(path.name, len(content), hashlib.sha256(content).hexdigest(), len(images))
+        for start in range(0, len(values), images_a_chunk):
+            chunk = slice(start, start + images_a_chunk)
+            key = f"{stem}-{start // images_a_chunk:03d}"  # no dot: a key ends at its first dot
+            record = {"__key__": key, "x.npy": _npy_bytes(values[chunk]), "y.npy": _npy_bytes(labels[chunk])}
+            if contexts is not None:
+                record["c.npy"] = _npy_bytes(np.concatenate(contexts[chunk]))
+                record["k.npy"] = _npy_bytes(np.array([len(c) for c in contexts[chunk]], dtype=np.int64))
+            writer.write(record)
+    return buffer.getvalue()
 
 
-def _npy_bytes(array: Images | Labels) -> bytes:
+def _npy_bytes(array: Array) -> bytes:
     buffer = io.BytesIO()
     np.save(buffer, np.ascontiguousarray(array), allow_pickle=False)
     return buffer.getvalue()
 
 
-def _write_synced(path: Path, content: bytes) -> None:
-    with open(path, "wb") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _publish(temporary: Path, folder: Path) -> None:
+def publish(temporary: Path, folder: Path) -> None:
     """Rename the finished folder; if another process was first, its folder stays."""
     try:
         os.rename(temporary, folder)
@@ -273,29 +251,3 @@ def _publish(temporary: Path, folder: Path) -> None:
         # rename refuses a folder that is not empty: whoever made it renamed it whole
         if not (folder / MANIFEST_NAME).is_file():
             raise
-
-
-def _manifest_from_json(value: Any) -> Manifest:
-    """Strict reading: every field there, of its type, and consistent. Raises KeyError, TypeError or ValueError."""
-    fields = {field.name for field in dataclasses.fields(Manifest)}
-    if not isinstance(value, dict) or set(value) != fields:
-        raise ValueError(f"its fields must be {', '.join(sorted(fields))}")
-    if value["schema_version"] != SCHEMA_VERSION:
-        raise ValueError(f"schema_version is {value['schema_version']!r}")
-    shards = tuple(Shard(**shard) for shard in value["shards"])
-    manifest = Manifest(**{**value, "shards": shards, "class_counts": tuple(value["class_counts"])})
-    numbers = (manifest.count, manifest.num_classes, manifest.resolution, manifest.channels, *manifest.class_counts)
-    if not all(type(n) is int and n >= 0 for n in (*numbers, *(n for s in shards for n in (s.bytes, s.count)))):
-        raise ValueError("a number is not an integer >= 0")
-    if not isinstance(manifest.name, str) or not isinstance(manifest.options, dict):
-        raise ValueError("name or options of a wrong type")
-    for shard in shards:
-        if not isinstance(shard.name, str) or Path(shard.name).name != shard.name or not isinstance(shard.sha256, str):
-            raise ValueError(f"bad shard entry {shard.name!r}")
-    if sum(shard.count for shard in shards) != manifest.count:
-        raise ValueError("the counts of the shards do not sum to count")
-    if len(manifest.class_counts) != manifest.num_classes:
-        raise ValueError("class_counts does not have num_classes entries")
-    if manifest.num_classes and sum(manifest.class_counts) != manifest.count:
-        raise ValueError("class_counts does not sum to count")
-    return manifest

@@ -1,18 +1,21 @@
 """Data sources: where images come from before they are shards.
 
 A source has the attributes `name` (also the first part of its folder's name), `num_classes` (0: unlabelled),
-`count` (images expected, None where it is not known), `embedded` (ships with a dependency) and `options` (what the
-images depend on beside their resolution), and a method `images(resolution, channels)`.
+`count` (images expected, None where it is not known), `embedded` (ships with a dependency), `options` (what the
+images depend on beside their resolution) and `form` (what is stored: `pixels`, or latents as `repro.data.encoders`
+names them), and a method `images(resolution, channels)`.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from repro.data.members import Member, images_of, label_members, read_member
 from repro.errors import CorruptData, MissingPrerequisite, UsageError
 
 DIGITS_RESOLUTION = 8
@@ -40,6 +43,9 @@ class Source(Protocol):
     @property
     def options(self) -> dict[str, bool | int | str]: ...
 
+    @property
+    def form(self) -> str: ...
+
     def images(self, resolution: int, channels: int) -> tuple[Images, Labels]: ...
 
     def missing_message(self, folder: Path | None = None) -> str: ...
@@ -56,6 +62,7 @@ class Digits:
     """
 
     embedded = True
+    form = "pixels"
     num_classes = 10
 
     def __init__(self, count: int | None = 3594, mirrored: bool = True) -> None:
@@ -105,13 +112,14 @@ class Digits:
 
 
 class ExternalSource:
-    """A data set that no dependency ships: it is read from shards that the user has prepared.
+    """A data set that no dependency ships: it is read from shards that `repro data prepare` has written.
 
     Args:
         count: number of images expected, None where it is not known.
     """
 
     embedded = False
+    form = "pixels"
     name = "external"
     title = "an external data set"
     num_classes = 0
@@ -133,7 +141,8 @@ class ExternalSource:
         number = "all images" if self.count is None else f"{self.count:,} images"
         return (
             f"{self.name}: {self.title} ({number}) does not ship with this package; no prepared shards{_where(folder)} "
-            "(a folder with manifest.json and its tar shards, written by repro.data.shards.write_shards)"
+            "(a folder with manifest.json and its tar shards, written by `repro data prepare`; "
+            "`repro data list` says where to obtain the data)"
         )
 
 
@@ -152,7 +161,31 @@ class Cifar10(ExternalSource):
         super().__init__(count)
 
 
-class FFHQ(ExternalSource):
+class ImageFiles(ExternalSource):
+    """A data set that is prepared from a folder or zip of image files.
+
+    Args:
+        count: number of images expected, None where it is not known.
+        crop: how an image becomes square, see `repro.data.images.CROP_NAMES`.
+    """
+
+    default_resolution: int | None = 64  # where the papers use one
+
+    def __init__(self, count: int | None, crop: str) -> None:
+        super().__init__(count)
+        self.crop = crop
+        self.options = {"crop": crop}
+
+    def select(self, source: Path, members: Sequence[Member]) -> list[Member]:
+        """The images of this data set among the files of a source, in order, with their classes.
+
+        Raises:
+            CorruptData: classes are missing, or a list that the selection needs.
+        """
+        return label_members(source, members, self.num_classes)
+
+
+class FFHQ(ImageFiles):
     """FFHQ: 70,000 face images, 1024x1024 resized by Lanczos; unlabelled.
 
     Args:
@@ -163,10 +196,10 @@ class FFHQ(ExternalSource):
     title = "FFHQ, resized by Lanczos,"
 
     def __init__(self, count: int | None = 70000) -> None:
-        super().__init__(count)
+        super().__init__(count, "resize")
 
 
-class AFHQv2(ExternalSource):
+class AFHQv2(ImageFiles):
     """AFHQv2: animal faces resized by Lanczos; unlabelled here, as in Karras et al. 2022.
 
     Args:
@@ -178,12 +211,138 @@ class AFHQv2(ExternalSource):
     title = "AFHQv2, resized by Lanczos,"
 
     def __init__(self, count: int | None = None) -> None:
+        super().__init__(count, "resize")
+
+
+class CelebA(ImageFiles):
+    """CelebA's training split: 162,770 aligned face images, the central 128x128 resized; unlabelled (U-ViT).
+
+    Args:
+        count: number of images expected.
+    """
+
+    name = "celeba"
+    title = "CelebA's training split, aligned and cropped,"
+    partition_name = "list_eval_partition.txt"
+
+    def __init__(self, count: int | None = 162770) -> None:
+        super().__init__(count, "celeba")
+
+    def select(self, source: Path, members: Sequence[Member]) -> list[Member]:
+        """The images that the official list, in the source or beside it, gives to partition 0."""
+        listed = next((m.name for m in members if PurePosixPath(m.name).name == self.partition_name), None)
+        beside = source.parent / self.partition_name
+        if listed is not None:
+            text = read_member(source, listed)
+        elif beside.is_file():
+            text = beside.read_bytes()
+        else:
+            raise MissingPrerequisite(f"{self.name}: no {self.partition_name} in {source} or beside it")
+        pairs = (line.split() for line in text.decode("utf-8", "replace").splitlines())
+        training = {pair[0] for pair in pairs if len(pair) == 2 and pair[1] == "0"}
+        chosen = [m for m in images_of(members) if PurePosixPath(m.name).name in training]
+        missing = sorted(training - {PurePosixPath(m.name).name for m in chosen})
+        if missing:
+            raise CorruptData(f"{source}: {missing[0]} of {self.partition_name} is missing ({len(missing)} in all)")
+        return chosen
+
+
+class ImageNet(ImageFiles):
+    """ImageNet's training set (ILSVRC2012): 1,281,167 images, 1,000 classes by sorted folder name.
+
+    Args:
+        count: number of images expected.
+        crop: `dhariwal` (EDM2, DiT, U-DiT, U-ViT) or `center-crop` (EDM): they share no image.
+        num_classes: class folders expected.
+    """
+
+    title = "ImageNet's training set"
+
+    def __init__(self, count: int | None = 1281167, crop: str = "dhariwal", num_classes: int = 1000) -> None:
+        super().__init__(count, crop)
+        self.num_classes = num_classes
+        self.name = f"imagenet-{crop}"
+
+
+class ImageFolder(ImageFiles):
+    """Any folder or zip of images that a user brings.
+
+    Args:
+        count: number of images expected, None for any.
+        crop: how an image becomes square.
+        num_classes: class folders expected, 0 for an unlabelled set.
+        name: first part of its folder's name.
+    """
+
+    title = "a folder of images"
+    default_resolution = None
+
+    def __init__(
+        self, count: int | None = None, crop: str = "center-crop", num_classes: int = 0, name: str = "folder"
+    ) -> None:
+        super().__init__(count, crop)
+        self.num_classes = num_classes
+        self.name = name
+
+
+class Coco(ImageFiles):
+    """MS-COCO 2014: images with captions, 82,783 for training and 40,504 for validation (U-ViT).
+
+    Args:
+        count: number of images expected.
+        split: `train2014` or `val2014`.
+    """
+
+    title = "MS-COCO 2014"
+    default_resolution = 256
+
+    def __init__(self, count: int | None = 82783, split: str = "train2014") -> None:
+        super().__init__(count, "center-crop")
+        self.split = split
+        self.name = f"coco-{split}"
+
+    def select(self, source: Path, members: Sequence[Member]) -> list[Member]:
+        """Images whose name names the split, in order of name, hence of COCO's image number."""
+        return [m for m in images_of(members) if PurePosixPath(m.name).name.startswith(f"COCO_{self.split}_")]
+
+
+class Latents(ExternalSource):
+    """Latents of another data set, through a VAE, as a paper's pipeline stores them.
+
+    Args:
+        base: name of the image set, such as `imagenet-dhariwal`.
+        form: `edm2` (mean and standard deviation), `dit` (one scaled sample) or `coco` (mean and log-variance).
+        image_resolution: R of the images.
+        num_classes: classes of the image set.
+        count: number of latents expected, mirror images included.
+        flip: `none`; `coin`: one frozen coin an image; `both`: mirror images behind the others.
+        text: with the text features of captions.
+    """
+
+    title = "a set of latents"
+
+    def __init__(
+        self,
+        base: str,
+        form: str,
+        image_resolution: int,
+        num_classes: int = 0,
+        count: int | None = None,
+        flip: str = "none",
+        text: bool = False,
+    ) -> None:
         super().__init__(count)
+        self.num_classes = num_classes
+        self.form = form
+        self.name = f"{base}-{image_resolution}-{form}" + ("" if flip == "none" else f"-flip-{flip}")
+        self.options = {"latents": form, "flip": flip, "image_resolution": image_resolution}
+        if text:
+            self.options["text"] = "clip"
 
 
 def folder_name(name: str, resolution: int, channels: int) -> str:
     """Name of the folder of prepared shards below the data folder, for example `digits-8x3`."""
-    return f"{name}-{resolution}x{channels}"
+    return f"{name.replace(':', '-')}-{resolution}x{channels}"
 
 
 def _where(folder: Path | None) -> str:

@@ -28,18 +28,20 @@ class EDM2Precond(Precond):
         model: network, see `Precond`.
         sigma_data: standard deviation of the data.
         logvar_channels: Fourier features of the head.
-        use_fp16: run the network in float16 on CUDA; without effect on a CPU.
+        use_fp16, use_bf16: see `Precond`.
     """
 
+    MODEL = "unet"
+
     def __init__(
-        self, model: nn.Module, sigma_data: float = 0.5, logvar_channels: int = 128, use_fp16: bool = True
+        self,
+        model: nn.Module,
+        sigma_data: float = 0.5,
+        logvar_channels: int = 128,
+        use_fp16: bool = True,
+        use_bf16: bool = False,
     ) -> None:
-        nn.Module.__init__(self)  # not Precond's, which would name the network `model`
-        self.unet = model
-        self.use_fp16 = use_fp16
-        self.img_resolution: int = model.img_resolution  # type: ignore[assignment]
-        self.img_channels: int = model.in_channels  # type: ignore[assignment]
-        self.label_dim: int = model.label_dim  # type: ignore[assignment]
+        super().__init__(model, use_fp16, use_bf16)
         self.sigma_data = sigma_data
         self.sigma_min = 0.0
         self.sigma_max = math.inf
@@ -53,7 +55,7 @@ class EDM2Precond(Precond):
 
     @property
     def model(self) -> nn.Module:  # type: ignore[override]
-        return self.unet
+        return self.unet  # type: ignore[return-value]
 
     def coefficients(self, sigma: Tensor) -> tuple[Tensor | float, Tensor | float, Tensor | float, Tensor]:
         total = sigma.square() + self.sigma_data**2

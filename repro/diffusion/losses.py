@@ -93,6 +93,22 @@ class EDMLoss(DenoisingLoss):
         return (sigma.square() + self.sigma_data**2) / (sigma * self.sigma_data).square()
 
 
+class iDDPMLoss(DenoisingLoss):
+    """iDDPM: one of its M noise levels, each as likely, weight 1 / sigma^2 (Table 1, iDDPM).
+
+    Its second term, which trains the predicted variances, is not here: no sampler of this project uses them.
+    """
+
+    def __init__(self, C_1: float = 0.001, C_2: float = 0.008, M: int = 1000) -> None:
+        self.u = schedules.iddpm_u(M, C_1, C_2)[:M]
+
+    def sample_sigma(self, num_images: int, draws: Draws) -> Tensor:
+        return self.u[draws.randint(len(self.u), [num_images, 1, 1, 1], "sigma")]
+
+    def weight(self, sigma: Tensor) -> Tensor:
+        return 1 / sigma.square()
+
+
 def drop_labels(labels: Tensor, probability: float, draws: Draws) -> Tensor:
     """Replace the label row of an image by zeros with the given probability (draw purpose "label_dropout").
 

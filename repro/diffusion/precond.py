@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from repro.diffusion import schedules
+from repro.errors import UsageError
 
 
 class Precond(nn.Module):
@@ -16,17 +17,27 @@ class Precond(nn.Module):
 
     model: a network with attributes img_resolution, in_channels and label_dim, called as
     ``model(c_in x, c_noise, class_labels, **model_kwargs)``.
-    use_fp16: run the network in float16 on CUDA; without effect on a CPU.
+    use_fp16: run the network in float16 on CUDA; without effect on a CPU (as published).
+    use_bf16: run the network in bfloat16, on any device (not in the paper). Both keep embeddings, affine layers and the
+        softmax in float32, and the weights themselves.
     sigma_min, sigma_max: noise levels that the denoiser supports, used by the samplers.
     """
+
+    NEUTRAL: ClassVar[dict[str, Any]] = {"use_bf16": False}
+    model: nn.Module
+    MODEL: ClassVar[str] = "model"
+    """Name of the network in the state dict."""
 
     sigma_min: float
     sigma_max: float
 
-    def __init__(self, model: nn.Module, use_fp16: bool = False) -> None:
+    def __init__(self, model: nn.Module, use_fp16: bool = False, use_bf16: bool = False) -> None:
         super().__init__()
-        self.model = model
+        if use_fp16 and use_bf16:
+            raise UsageError(f"{type(self).__name__}: use_fp16 and use_bf16 exclude each other")
+        setattr(self, self.MODEL, model)
         self.use_fp16 = use_fp16
+        self.use_bf16 = use_bf16
         self.img_resolution: int = model.img_resolution  # type: ignore[assignment]
         self.img_channels: int = model.in_channels  # type: ignore[assignment]
         self.label_dim: int = model.label_dim  # type: ignore[assignment]
@@ -50,14 +61,20 @@ class Precond(nn.Module):
         """
         x = x.to(torch.float32)
         sigma = torch.as_tensor(sigma, device=x.device).to(torch.float32).reshape(-1, 1, 1, 1)
-        half = self.use_fp16 and not force_fp32 and x.device.type == "cuda"
-        dtype = torch.float16 if half else torch.float32
+        dtype = self._working_dtype(x.device, force_fp32)
         c_skip, c_out, c_in, c_noise = self.coefficients(sigma)
         raw = self.model((c_in * x).to(dtype), c_noise.flatten(), self._labels(class_labels, x), **model_kwargs)
         if raw.dtype != dtype:
             raise TypeError(f"the network returned {raw.dtype} instead of {dtype}")
         denoised: Tensor = c_skip * x + c_out * raw[:, : self.img_channels].to(torch.float32)
         return denoised
+
+    def _working_dtype(self, device: torch.device, force_fp32: bool) -> torch.dtype:
+        if force_fp32:
+            return torch.float32
+        if self.use_bf16:
+            return torch.bfloat16
+        return torch.float16 if self.use_fp16 and device.type == "cuda" else torch.float32
 
     def _labels(self, class_labels: Tensor | None, x: Tensor) -> Tensor | None:
         if self.label_dim == 0:
@@ -82,8 +99,9 @@ class VPPrecond(Precond):
         M: int = 1000,
         epsilon_t: float = 1e-5,
         use_fp16: bool = False,
+        use_bf16: bool = False,
     ) -> None:
-        super().__init__(model, use_fp16)
+        super().__init__(model, use_fp16, use_bf16)
         self.beta_d = beta_d
         self.beta_min = beta_min
         self.M = M
@@ -106,9 +124,14 @@ class VEPrecond(Precond):
     """Variance-exploding preconditioning (Table 1, VE)."""
 
     def __init__(
-        self, model: nn.Module, sigma_min: float = 0.02, sigma_max: float = 100.0, use_fp16: bool = False
+        self,
+        model: nn.Module,
+        sigma_min: float = 0.02,
+        sigma_max: float = 100.0,
+        use_fp16: bool = False,
+        use_bf16: bool = False,
     ) -> None:
-        super().__init__(model, use_fp16)
+        super().__init__(model, use_fp16, use_bf16)
         self.sigma_min = sigma_min
         self.sigma_max = sigma_max
 
@@ -123,9 +146,15 @@ class iDDPMPrecond(Precond):
     """
 
     def __init__(
-        self, model: nn.Module, C_1: float = 0.001, C_2: float = 0.008, M: int = 1000, use_fp16: bool = False
+        self,
+        model: nn.Module,
+        C_1: float = 0.001,
+        C_2: float = 0.008,
+        M: int = 1000,
+        use_fp16: bool = False,
+        use_bf16: bool = False,
     ) -> None:
-        super().__init__(model, use_fp16)
+        super().__init__(model, use_fp16, use_bf16)
         self.M = M
         self.u: Tensor
         with torch.device("cpu"):
@@ -158,8 +187,10 @@ class iDDPMPrecond(Precond):
 class EDMPrecond(Precond):
     """Preconditioning of Karras et al. 2022 (Table 1, "Ours"). sigma_data: standard deviation of the data."""
 
-    def __init__(self, model: nn.Module, sigma_data: float = 0.5, use_fp16: bool = False) -> None:
-        super().__init__(model, use_fp16)
+    def __init__(
+        self, model: nn.Module, sigma_data: float = 0.5, use_fp16: bool = False, use_bf16: bool = False
+    ) -> None:
+        super().__init__(model, use_fp16, use_bf16)
         self.sigma_data = sigma_data
         self.sigma_min = 0.0
         self.sigma_max = math.inf

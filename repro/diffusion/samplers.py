@@ -109,10 +109,16 @@ class _CountingDenoiser:
         return x / (1 + sigma**2)
 
 
+def is_adaptive(sampler: Callable[..., Tensor]) -> bool:
+    """Whether the denoiser calls of a (bound) sampler differ from image to image."""
+    return bool(getattr(getattr(sampler, "func", sampler), "ADAPTIVE", False))
+
+
 def count_nfe(sampler: Callable[..., Tensor]) -> int:
     """Denoiser calls for one image (NFE) of a sampler whose configuration is already bound, found by running it.
 
-    Samplers that need more of a network than its calls (discrete ones) state the number by a rule of their own.
+    Of an adaptive sampler those for one exactly denoised image, as a rough figure. Samplers that need more of a network
+    than its calls (discrete ones) state the number by a rule of their own.
     """
     rule = getattr(getattr(sampler, "func", sampler), "NFE", None)
     if rule is not None:

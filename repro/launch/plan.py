@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from repro.cells import Resolved, resolve
 from repro.errors import CorruptData, MissingPrerequisite
@@ -133,10 +134,19 @@ def has_record(runs: Sequence[Path], resolved: Resolved, milestone: int, k: int,
 
 
 def check_prerequisites(
-    cells: Sequence[Cell], scale: str, bindings: Sequence[str], folders: Folders, train: bool
+    cells: Sequence[Cell],
+    scale: str,
+    bindings: Sequence[str],
+    folders: Folders,
+    train: bool,
+    say: Callable[[str], None] = lambda line: None,
 ) -> None:
-    """Raise MissingPrerequisite, naming all that is missing, before hours are spent on the way to it."""
+    """Raise MissingPrerequisite, naming all that is missing, before hours are spent on the way to it.
+
+    Where nothing is missing but extractor weights, they are fetched.
+    """
     missing: dict[str, None] = {}
+    protocols: dict[str, Any] = {}
     for cell in cells:
         resolved = resolve(cell, scale, bindings)
         if resolved.scale == "full" and cell.starred and not train:
@@ -144,9 +154,19 @@ def check_prerequisites(
                 f"{cell.name}: the paper evaluates published weights here, and this version cannot import any; "
                 "--train trains the network instead, and the table says so"
             ] = None
-        for line in resolved.protocol().missing(folders.weights):
+        if resolved.dataset().source.form != "pixels":
+            missing[
+                f"{cell.name}: its images are latents, and this version cannot decode generated ones to score them"
+            ] = None
+        protocol = resolved.protocol()
+        for line in protocol.missing(folders.weights):
             missing[line] = None
+            protocols[line] = protocol
         for line in resolved.dataset().missing(folders.data):
             missing[line] = None
-    if missing:
+    fetchable = {line: protocol for line, protocol in protocols.items() if "doctor --download" in line}
+    if fetchable.keys() == missing.keys():
+        for protocol in fetchable.values():
+            protocol.fetch(folders.weights, say)
+    elif missing:
         raise MissingPrerequisite("; ".join(missing))

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
 import json
 import socket
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,19 +16,21 @@ import torch
 from repro import assets
 from repro.cells import Resolved
 from repro.config import build, canonical
+from repro.data.prefetch import rank_slices
 from repro.data.stream import ImageStream
 from repro.diffusion.draws import derive_seed
-from repro.diffusion.samplers import count_nfe
 from repro.errors import UsageError
 from repro.experiment import Execution, Trajectory
 from repro.files import make_folder, remove_leftovers, write_atomic, write_json
-from repro.launch.claims import Owner, acquire, how_to_release
+from repro.launch.claims import Claim, Owner, acquire, how_to_release
+from repro.launch.evaluate import Scoring, identity_of
 from repro.launch.plan import Folders, Job, Task, has_record
+from repro.metrics.feature_protocol import FeatureProtocol
 from repro.pictures import write_grid
 from repro.results import provenance
 from repro.results.records import Metric, Record, record_path, write_record
-from repro.sampling import generate
 from repro.training import snapshots
+from repro.training.distributed import World
 from repro.training.loop import Interrupted, Tracked, Trainer
 
 Report = Callable[[dict[str, Any]], None]
@@ -44,11 +46,13 @@ class Worker:
         folders: where runs, data and weights lie.
         report: called with {"fraction", "phase", ...} as a job goes on.
         stop: asked after every step; True ends the job with `Interrupted` once its state is saved.
+        world: the processes that do each job together. The first one claims and writes.
     """
 
     folders: Folders
     report: Report = lambda event: None
     stop: Callable[[], bool] = lambda: False
+    world: World = World()
 
     def run(self, job: Job) -> str | None:
         """Do a job. None when it is done; nothing is done where a living owner holds its trajectory, which is named."""
@@ -58,19 +62,25 @@ class Worker:
                 f"{job.wanted[0].cell}: resolves to {resolved.trajectory_hash[:16]} here, was planned as "
                 f"{job.trajectory_hash[:16]}: the configuration or the package changed in between"
             )
-        execution = settle(build(resolved.execution))
+        execution = settle(build(resolved.execution), self.world)
         folder = make_folder(self.folders.runs / resolved.run)
-        claim = acquire(folder)
-        if isinstance(claim, Owner):
-            return f"{claim} ({how_to_release(folder)})" if claim.host != socket.gethostname() else str(claim)
-        with claim:
-            pending = [t for t in job.tasks if not self._done(t)]
-            if pending:
-                trajectory, stream = self._open(resolved, execution)
-                self._train(job, resolved, trajectory, stream, folder, execution)
-                for index, task in enumerate(pending):
-                    self._evaluate(task, trajectory, stream, folder, execution, (index, len(pending)))
+        claim = acquire(folder) if self.world.first else None
+        owner = self.world.from_first(_say(claim, folder) if isinstance(claim, Owner) else None)
+        if owner is not None:
+            return str(owner)
+        with claim if isinstance(claim, Claim) else contextlib.nullcontext():
+            self._work(job, resolved, folder, execution)
         return None
+
+    def _work(self, job: Job, resolved: Resolved, folder: Path, execution: Execution) -> None:
+        pending: list[Task] = self.world.from_first([t for t in job.tasks if not self._done(t)])
+        if not pending:
+            return
+        trajectory, stream = self._open(resolved, execution)
+        self._train(job, resolved, trajectory, stream, folder, execution)
+        for index, task in enumerate(pending):
+            self._evaluate(task, trajectory, stream, folder, execution, (index, len(pending)))
+        self.world.wait()
 
     def _done(self, task: Task) -> bool:
         return has_record(self.folders.readable, task.request.resolve(), task.milestone, task.range, [])
@@ -79,7 +89,12 @@ class Worker:
         if execution.threads:
             torch.set_num_threads(execution.threads)
         trajectory = build_trajectory(resolved)
-        return trajectory, trajectory.data.open(self.folders.data, trajectory.seed)
+        stream = trajectory.data.open(self.folders.data, trajectory.seed)
+        world = self.world
+        stream.read_ahead(
+            execution.workers, rank_slices(trajectory.batch, world.size, world.rank, execution.micro_batch)
+        )
+        return trajectory, stream
 
     def _train(
         self,
@@ -91,9 +106,9 @@ class Worker:
         execution: Execution,
     ) -> None:
         """Train until every wanted snapshot exists; write the manifest first."""
-        wanted = [request.resolve() for request in job.wanted]
-        profiles = {cell.ema().name: cell.ema() for cell in wanted}
-        milestones = sorted({m for cell in wanted for m in cell.selection().milestones()})
+        needs = [(cell.ema(), m) for r in job.wanted for cell in [r.resolve()] for m in cell.selection().milestones()]
+        profiles = {profile.name: profile for ema, _ in needs for profile in ema.profiles()}
+        milestones = sorted({time for ema, milestone in needs for time in ema.times(milestone)})
         manifest = {
             "trajectory_hash": resolved.trajectory_hash,
             "config": canonical(resolved.trajectory),
@@ -101,8 +116,13 @@ class Worker:
             "sources_sha256": assets.sources_sha256(),
             "execution": dataclasses.asdict(execution),
         }
-        files = [snapshots.path(folder, m, name) for m in milestones for name in profiles]
-        if all(file.exists() for file in files):
+        files = {
+            snapshots.path(folder, time, profile.name)
+            for ema, milestone in needs
+            for profile in ema.profiles()
+            for time in ema.times(milestone)
+        }
+        if self.world.from_first(all(file.exists() for file in files)):
             return
 
         def progress(event: dict[str, Any]) -> None:
@@ -110,15 +130,18 @@ class Worker:
             self.report({"phase": "train", "fraction": share * event["nimg"], "before": share * begin, **event})
 
         tracked = Tracked(profiles, milestones)
-        trainer = Trainer(trajectory, resolved.trajectory_hash, stream, folder, tracked, execution, progress, self.stop)
+        trainer = Trainer(
+            trajectory, resolved.trajectory_hash, stream, folder, tracked, execution, progress, self.stop, self.world
+        )
         begin = trainer.nimg
         # The trainer has accepted the folder: only now may its description change.
         manifest["tracks"] = {
             "profiles": {name: profile.settings() for name, profile in trainer.profiles.items()},
             "milestones_nimg": sorted({*milestones, *_kept_milestones(folder)}),
         }
-        write_json(folder / "manifest.json", manifest)
-        write_atomic(folder / "config.gin", resolved.text.encode())
+        if self.world.first:
+            write_json(folder / "manifest.json", manifest)
+            write_atomic(folder / "config.gin", resolved.text.encode())
         for note in trainer.notes:
             self.report({"note": f"{job.title} ({resolved.run}): {note}"})
         trainer.run()
@@ -135,13 +158,15 @@ class Worker:
         resolved = task.request.resolve()
         evaluation = build(resolved.evaluation)
         net = trajectory.denoiser.eval()
-        file = snapshots.path(folder, task.milestone, evaluation.ema.name)
-        meta = snapshots.load(file, resolved.trajectory_hash, net)
+        meta = evaluation.ema.load(folder, resolved.trajectory_hash, task.milestone, net)
         if meta["data_manifest"] != stream.manifest_sha256:
             raise UsageError(
-                f"{file}: was trained on another data manifest ({meta['data_manifest'][:16]}) than that of "
+                f"{folder}: was trained on another data manifest ({meta['data_manifest'][:16]}) than that of "
                 f"{self.folders.data} ({stream.manifest_sha256[:16]})"
             )
+        path = record_path(
+            self.folders.runs, resolved.trajectory_hash, resolved.evaluation_hash, task.milestone, task.range
+        )
         first = task.range * evaluation.num_samples
 
         def progress(done: int, total: int) -> None:
@@ -151,28 +176,28 @@ class Worker:
 
         def stop() -> None:
             if self.stop():
-                raise Interrupted("stopped while sampling; the same command continues after the training")
+                raise Interrupted("stopped while sampling; the same command continues after the last whole block")
 
-        started = time.monotonic()
-        images = generate(
+        streamed = isinstance(evaluation.protocol, FeatureProtocol)
+        reference = torch.empty(0) if streamed else stream.all_images()  # a whole data set: only where it is compared
+        scoring = Scoring(
             net,
-            evaluation.sampler,
-            range(first, first + evaluation.num_samples),
-            labels=evaluation.protocol.labels,
-            batch=execution.sample_batch,
-            device=execution.device,
-            progress=progress,
-            stop=stop,
+            evaluation,
+            first,
+            make_folder(path.parent),
+            identity_of(resolved.evaluation_hash, net),
+            reference,
+            self.folders.weights,
+            execution,
+            progress,
+            stop,
+            self.world,
         )
-        sampled = time.monotonic()
-        reference = stream.all_images()
-        scores = evaluation.protocol.score(images, reference, self.folders.weights, execution.device)
-        seconds = {"sampling": sampled - started, "scoring": time.monotonic() - sampled}
-        path = record_path(
-            self.folders.runs, resolved.trajectory_hash, resolved.evaluation_hash, task.milestone, task.range
-        )
-        remove_leftovers(make_folder(path.parent))
-        write_grid(path.parent / "samples.png", images[:100])
+        scored = scoring.run()
+        if scored is None:
+            return
+        remove_leftovers(path.parent)
+        write_grid(path.parent / "samples.png", scored.images)
         protocol = canonical(resolved.evaluation.args["protocol"])
         record = Record(
             cell=resolved.cell.name,
@@ -186,8 +211,10 @@ class Worker:
             range=task.range,
             first_seed=first,
             num_samples=evaluation.num_samples,
-            nfe=count_nfe(evaluation.sampler),
-            metrics={name: Metric(float(v), evaluation.num_samples, protocol["class"]) for name, v in scores.items()},
+            nfe=scored.nfe,
+            metrics={
+                name: Metric(float(v), evaluation.num_samples, protocol["class"]) for name, v in scored.scores.items()
+            },
             protocol=protocol,
             weights="trained",
             data_manifest_sha256=meta["data_manifest"],
@@ -199,11 +226,12 @@ class Worker:
             hardware=provenance.hardware(),
             execution=dataclasses.asdict(execution),
             threads=torch.get_num_threads(),
-            world_size=1,
-            seconds=seconds,
+            world_size=self.world.size,
+            seconds=scored.seconds,
             created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         )
         write_record(self.folders.runs, record)
+        scoring.clean()
 
 
 def build_trajectory(resolved: Resolved) -> Trajectory:
@@ -212,11 +240,18 @@ def build_trajectory(resolved: Resolved) -> Trajectory:
     return build(resolved.trajectory)
 
 
-def settle(execution: Execution) -> Execution:
-    """The execution settings with `auto` decided for this machine."""
+def _say(owner: Owner, folder: Path) -> str:
+    """The owner of a claim, and on another host how to end the claim if it is gone."""
+    return f"{owner} ({how_to_release(folder)})" if owner.host != socket.gethostname() else str(owner)
+
+
+def settle(execution: Execution, world: World = World()) -> Execution:
+    """The execution settings with `auto` decided for this machine, and the GPU for this process."""
     device = execution.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and world.size > 1:
+        device = f"cuda:{world.local_rank}"
     return dataclasses.replace(execution, device=device)
 
 

@@ -19,6 +19,7 @@ WEIGHTS_FILE = "digits.safetensors"
 WEIGHTS_SHA256 = "3ac5c54aecfd527471eb9748c26f9780ef64b4196c8b536cab02b3fbbf3df7b8"
 RESOLUTION = 8
 NUM_CLASSES = 10
+SPATIAL_CHANNELS = 7
 
 
 class DigitsNet(nn.Module):
@@ -46,12 +47,25 @@ class DigitsNet(nn.Module):
         Returns:
             features (N, 64) float32, after SiLU; logits (N, 10) float32.
         """
+        x = F.avg_pool2d(self._map(images), 2)
+        features = F.silu(self.feature(x.flatten(1)))
+        return features, self.classifier(features)
+
+    def spatial(self, images: Tensor) -> Tensor:
+        """The feature of digits sFID: where things are, not only what they are.
+
+        Returns:
+            (N, 112) float32: the first 7 channels of the last 4x4 map, flattened in the order row, column, channel, as
+            the ADM suite flattens its 17x17 map.
+        """
+        return self._map(images)[:, :SPATIAL_CHANNELS].permute(0, 2, 3, 1).flatten(1)
+
+    def _map(self, images: Tensor) -> Tensor:
+        """(N, 2 width, 4, 4): the last map before the pooling."""
         x = (to_grey8(images) - 127.5) / 127.5
         x = F.silu(self.conv1(x))
         x = F.avg_pool2d(F.silu(self.conv2(x)), 2)
-        x = F.avg_pool2d(F.silu(self.conv3(x)), 2)
-        features = F.silu(self.feature(x.flatten(1)))
-        return features, self.classifier(features)
+        return F.silu(self.conv3(x))
 
 
 def to_grey8(images: Tensor) -> Tensor:
@@ -112,3 +126,10 @@ def digits_features(images: Tensor, batch: int = 500) -> Tensor:
     network = load_network()
     with torch.no_grad():
         return torch.cat([network(part)[0] for part in torch.split(images, batch)])
+
+
+def digits_spatial(images: Tensor, batch: int = 500) -> Tensor:
+    """(N, 112) float32 spatial features of uint8 images (N, C, R, R), in fixed batches counted from the first image."""
+    network = load_network()
+    with torch.no_grad():
+        return torch.cat([network.spatial(part) for part in torch.split(images, batch)])

@@ -7,6 +7,9 @@ import numpy.typing as npt
 
 Array = npt.NDArray[np.float64]
 
+ASYMMETRY = 1e-5
+"""Largest difference of a covariance from its transpose, relative to its largest entry: float32 files reach 1e-7."""
+
 
 def frechet_distance(mu1: npt.ArrayLike, sigma1: npt.ArrayLike, mu2: npt.ArrayLike, sigma2: npt.ArrayLike) -> float:
     """Squared Frechet distance |mu1 - mu2|^2 + tr S1 + tr S2 - 2 tr (S1 S2)^(1/2) (Heusel et al. 2017, equation 6).
@@ -19,15 +22,19 @@ def frechet_distance(mu1: npt.ArrayLike, sigma1: npt.ArrayLike, mu2: npt.ArrayLi
         sigma1, sigma2: (d, d) covariances, symmetric and positive semi-definite up to rounding.
 
     Raises:
-        ValueError: shapes that do not match, or a value that is not finite.
+        ValueError: shapes that do not match, a value that is not finite, a covariance that is not symmetric.
     """
     m1, s1 = _checked(mu1, sigma1, "first")
     m2, s2 = _checked(mu2, sigma2, "second")
     if m1.shape != m2.shape:
         raise ValueError(f"feature dimensions differ: {len(m1)} and {len(m2)}")
-    root_trace = np.linalg.svd(_root(s1).T @ _root(s2), compute_uv=False).sum()
     delta = m1 - m2
-    return float(delta @ delta + np.trace(s1) + np.trace(s2) - 2 * root_trace)
+    return float(delta @ delta + np.trace(s1) + np.trace(s2) - 2 * trace_sqrt(s1, s2))
+
+
+def trace_sqrt(sigma1: Array, sigma2: Array) -> float:
+    """tr (S1 S2)^(1/2) of two covariances (d, d): the sum of the singular values of R1^T R2."""
+    return float(np.linalg.svd(root(sigma1).T @ root(sigma2), compute_uv=False).sum())
 
 
 class Moments:
@@ -41,6 +48,13 @@ class Moments:
         self.count = 0
         self._mean: Array | None = None
         self._m2: Array | None = None
+
+    @classmethod
+    def from_state(cls, count: int, mean: Array, m2: Array) -> Moments:
+        """Moments of a known state. count >= 1; mean (d,); m2 (d, d), the sum of (f - mean)(f - mean)^T."""
+        moments = cls()
+        moments.count, moments._mean, moments._m2 = count, mean, m2
+        return moments
 
     def update(self, features: npt.ArrayLike) -> None:
         """Add features (n, d), any float type.
@@ -104,10 +118,12 @@ def _checked(mu: npt.ArrayLike, sigma: npt.ArrayLike, which: str) -> tuple[Array
         )
     if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
         raise ValueError(f"{which} statistics are not finite")
+    if np.abs(covariance - covariance.T).max(initial=0) > ASYMMETRY * np.abs(covariance).max(initial=0):
+        raise ValueError(f"{which} statistics: the covariance is not symmetric")
     return mean, covariance
 
 
-def _root(sigma: Array) -> Array:
+def root(sigma: Array) -> Array:
     """R (d, d) with sigma = R R^T. Negative eigenvalues are rounding and become 0; small ones stay, all of them."""
     values, vectors = np.linalg.eigh((sigma + sigma.T) / 2)
     return np.asarray(vectors * np.sqrt(np.maximum(values, 0)), dtype=np.float64)

@@ -39,6 +39,7 @@ class SongUNet(nn.Module):
         "img_resolution": "resolution",
         "in_channels": "image_channels",
         "out_channels": "image_channels",
+        "label_dim": "classes",
         "model_channels": "channels",
         "num_blocks": "blocks",
         "attn_resolutions": "resolution",

@@ -10,9 +10,9 @@ from xml.etree import ElementTree
 from repro.cells import experiment_digest, resolve
 from repro.results import references
 from repro.results.collect import MARKS, Collection
-from repro.results.fingerprint import differences, fingerprint
+from repro.results.fingerprint import Shared, differences, fingerprint
 from repro.results.references import load_fingerprints, load_references
-from repro.results.statistics import LEVEL, POWER_SHIFT, table_holds
+from repro.results.statistics import LEVEL, POWER_SHIFT, Outcome, table_false_alarms, table_holds, table_power
 from repro.tables import Cell, Table
 
 
@@ -40,6 +40,7 @@ def check_fingerprints(
 ) -> Report:
     """Compute every cell's fingerprint at mini and compare it with the committed one."""
     committed = load_fingerprints(table.name)
+    shared: Shared = {}
     lines = []
     for index, cell in enumerate(cells):
         progress(index, len(cells), cell.name)
@@ -48,7 +49,7 @@ def check_fingerprints(
             lines.append(Line(cell.name, "skipped", f"none in {references.fingerprint_file(table.name).name}"))
             continue
         resolved = resolve(cell, "mini")
-        moved = differences(fingerprint(resolved, data_dir), reference["values"])
+        moved = differences(fingerprint(resolved, data_dir, shared), reference["values"])
         if reference["experiment"] != experiment_digest(resolved):
             moved.insert(0, "the resolved configuration is another one")
         text = "; ".join(moved) if moved else "unmoved"
@@ -81,9 +82,22 @@ def check_statistics(collection: Collection, allow_stale: bool) -> Report:
     code = 3 if not outcomes else (0 if table_holds(outcomes) else 1)
     rule = (
         f"two-sided at {LEVEL:.0%} a cell; the table fails if a cell's p is under {LEVEL:.0%} / (number of cells), "
-        f"here {LEVEL / max(len(outcomes), 1):.2g}, or if two cells lie outside"
+        f"here {LEVEL / max(len(outcomes), 1):.2g}, or if two cells lie outside{_table_power(outcomes)}"
     )
     return Report(f"{collection.table.name} at {collection.scale}: statistics", lines, code, rule)
+
+
+def _table_power(outcomes: Sequence[Outcome]) -> str:
+    """False alarms and power of the whole table's rule, where all cells are compared with replicates."""
+    sizes = [outcome.sizes for outcome in outcomes if outcome.sizes]
+    if not outcomes or len(sizes) < len(outcomes):
+        return ""
+    m, k = min(size[0] for size in sizes), min(size[1] for size in sizes)
+    found = table_power(m, k, len(outcomes))
+    return (
+        f"; false alarms of the table at most {table_false_alarms(len(outcomes)):.1%}, "
+        f"power {found:.0%} for one cell moved by {POWER_SHIFT:g} sd"
+    )
 
 
 def junit(reports: Sequence[Report]) -> str:

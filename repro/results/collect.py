@@ -20,15 +20,19 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
+REFERENCE_ONLY = "reference only"
 STALE = "stale: made by other sources of repro"
 TRAINED = "trained here; the paper evaluated published weights"
-MARKS = (STALE, TRAINED)
+MARKS = (STALE,)
 """Notes that mark a value without saying why it has no verdict."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Replicate:
-    """One training seed's value of a cell, and which candidate the selection rule chose."""
+    """One training seed's value of a cell, and which candidate the selection rule chose.
+
+    over_ranges: the values of all ranges at the chosen milestone, by range.
+    """
 
     seed: int
     value: float
@@ -39,20 +43,27 @@ class Replicate:
     stale: bool
     manifest: str
     metrics: dict[str, float]
+    over_ranges: tuple[float, ...]
+
+    def value_of(self, name: str) -> float:
+        """A metric of the chosen record, or its NFE; nan where it has none of this name."""
+        return self.nfe if name == "NFE" else self.metrics.get(name, math.nan)
 
 
 @dataclasses.dataclass
 class CellResult:
     """A cell with all that is known of it.
 
-    replicates: complete ones, by seed; notes: why something is missing, stale, or not used; outcome: the test against
-    the reference, or None where there is nothing to compare or no verdict is due.
+    metric: ours that decides, '' of a reference-only cell; metrics: all that its protocol has; replicates: complete
+    ones, by seed; notes: why something is missing, stale, or not used; outcome: the test against the reference, or None
+    where there is nothing to compare or no verdict is due.
     """
 
     cell: Cell
     metric: str
     replicates: list[Replicate]
     notes: list[str]
+    metrics: tuple[str, ...] = ()
     outcome: Outcome | None = None
     rule: str = ""
 
@@ -62,13 +73,23 @@ class CellResult:
 
     @property
     def mean(self) -> float:
-        return sum(self.values) / len(self.values) if self.values else math.nan
+        return mean_and_sd(self.values)[0]
 
     @property
     def sd(self) -> float:
         """Sample standard deviation over replicates; nan for fewer than two."""
-        n = len(self.values)
-        return math.sqrt(sum((v - self.mean) ** 2 for v in self.values) / (n - 1)) if n > 1 else math.nan
+        return mean_and_sd(self.values)[1]
+
+    @property
+    def over_ranges(self) -> tuple[float, float, int]:
+        """(mean, sd, number) of the values over ranges, where a replicate has several: mean and pooled variance over
+        replicates of each one's. (nan, nan, 1) where there is one range."""
+        several = [mean_and_sd(r.over_ranges) for r in self.replicates if len(r.over_ranges) > 1]
+        if not several:
+            return math.nan, math.nan, 1
+        mean = sum(found[0] for found in several) / len(several)
+        sd = math.sqrt(sum(found[1] ** 2 for found in several) / len(several))
+        return mean, sd, len(self.replicates[0].over_ranges)
 
     @property
     def stale(self) -> bool:
@@ -80,6 +101,13 @@ class CellResult:
         return "" if self.outcome is None else ("holds" if self.outcome.holds else "outside")
 
 
+def mean_and_sd(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and sample standard deviation; nan where there are too few values."""
+    n = len(values)
+    mean = sum(values) / n if n else math.nan
+    return mean, math.sqrt(sum((v - mean) ** 2 for v in values) / (n - 1)) if n > 1 else math.nan
+
+
 @dataclasses.dataclass
 class Collection:
     """A table's results at one scale, and lines about record files that were not used."""
@@ -88,6 +116,11 @@ class Collection:
     scale: str
     cells: list[CellResult]
     notes: list[str]
+
+    def own_name(self, metric: str) -> str:
+        """What the paper's metric is called among ours: itself, or as the digits have it ("FID" is "digits FD")."""
+        known = next((result.metrics for result in self.cells if result.metrics), ())
+        return metric if metric == "NFE" or metric in known else f"digits {metric.replace('FID', 'FD')}"
 
     def frame(self) -> pd.DataFrame:
         """One line a cell: names, reference values, our mean, sd, n, minimum, verdict and notes."""
@@ -99,7 +132,8 @@ class Collection:
 def row_of(result: CellResult) -> dict[str, Any]:
     """One cell as plain values, for CSV, JSON and data frames."""
     cell = result.cell
-    nfe = result.replicates[0].nfe if result.replicates else math.nan
+    nfe = mean_and_sd([replicate.nfe for replicate in result.replicates])[0]
+    range_mean, range_sd, ranges = result.over_ranges
     return {
         "cell": cell.name,
         "row": cell.row,
@@ -110,6 +144,9 @@ def row_of(result: CellResult) -> dict[str, Any]:
         "sd": result.sd,
         "n": len(result.values),
         "min": min(result.values, default=math.nan),
+        "ranges": ranges,
+        "mean over ranges": range_mean,
+        "sd over ranges": range_sd,
         "NFE": nfe,
         "verdict": result.verdict,
         "notes": "; ".join(result.notes),
@@ -126,7 +163,7 @@ def collect(
         bindings: texts of `--gin`, as in the run.
     """
     records, problems = read_all(runs)
-    chosen = {cell.name: resolve(cell, scale, bindings) for cell in cells}
+    chosen = {cell.name: resolve(cell, scale, bindings) for cell in cells if not cell.reference_only}
     seeds = sorted({record.seed for record in records if record.scale == scale})
     owners: dict[str, list[tuple[str, int]]] = defaultdict(list)
     for name, base in chosen.items():
@@ -139,7 +176,7 @@ def collect(
             by_cell[owner].append(record)
         if record.evaluation_hash not in owners and record.cell in chosen and record.scale == scale:
             unmatched[record.cell] += 1
-    results = [_result(chosen[cell.name], by_cell, seeds) for cell in cells]
+    results = [_result(chosen[c.name], by_cell, seeds) if c.name in chosen else _quoted(c) for c in cells]
     for result in results:
         if count := unmatched.get(result.cell.name):
             plural = "records were" if count > 1 else "record was"
@@ -157,9 +194,15 @@ def _unique(records: Sequence[Record], problems: list[str]) -> list[Record]:
     return list(kept.values())
 
 
+def _quoted(cell: Cell) -> CellResult:
+    """A cell that only the paper has."""
+    return CellResult(cell, "", [], [f"{REFERENCE_ONLY}: {cell.reference_only}"])
+
+
 def _result(base: Resolved, by_cell: dict[tuple[str, int], list[Record]], seeds: Sequence[int]) -> CellResult:
-    metric = base.protocol().primary
-    result = CellResult(base.cell, metric, [], [])
+    protocol = base.protocol()
+    metric = protocol.primary
+    result = CellResult(base.cell, metric, [], [], protocol.metrics)
     selection = base.selection()
     wanted = len(selection.milestones()) * selection.ranges
     for seed in seeds:
@@ -175,12 +218,13 @@ def _result(base: Resolved, by_cell: dict[tuple[str, int], list[Record]], seeds:
             result.notes.append(f"seed {seed}: {why}")
             continue
         record = next(r for r in found if (r.milestone_nimg, r.range) == choice)
-        result.replicates.append(_replicate(record, values[choice], wanted))
+        over_ranges = tuple(values[choice[0], k] for k in range(selection.ranges))
+        result.replicates.append(_replicate(record, values[choice], wanted, over_ranges))
     _explain(result, base)
     return result
 
 
-def _replicate(record: Record, value: float, candidates: int) -> Replicate:
+def _replicate(record: Record, value: float, candidates: int, over_ranges: tuple[float, ...]) -> Replicate:
     return Replicate(
         seed=record.seed,
         value=value,
@@ -191,6 +235,7 @@ def _replicate(record: Record, value: float, candidates: int) -> Replicate:
         stale=record.sources_sha256 != assets.sources_sha256(),
         manifest=record.data_manifest_sha256,
         metrics={name: metric.value for name, metric in record.metrics.items()},
+        over_ranges=over_ranges,
     )
 
 
@@ -227,6 +272,8 @@ def _judge(result: CellResult, base: Resolved) -> None:
         if result.cell.inferred:
             result.notes.append("no verdict: an inferred setting")
             return
+        if result.cell.starred:
+            return  # other weights than the paper's; the note says so
         if result.metric in result.cell.reference:
             result.outcome = against_paper(values, result.cell.reference[result.metric])
             result.rule = "the paper's value, 2 % relative sd"

@@ -36,6 +36,7 @@ from repro.diffusion.draws import StepDraws
 from repro.diffusion.precond import Precond
 from repro.experiment import Evaluation, Trajectory
 from repro.launch.work import build_trajectory
+from repro.metrics.quantise import QUANTISERS
 from repro.results import probes
 from repro.sampling import generate
 from repro.training.loop import Tracked, Trainer
@@ -52,35 +53,59 @@ TOLERANCES = {
 }
 
 
-def fingerprint(resolved: Resolved, data_dir: Path) -> dict[str, Any]:
-    """The fingerprint of a cell: name -> number or list of numbers. Takes about a second at mini, always on the CPU."""
+Shared = dict[tuple[str, str, int], tuple[dict[str, Any], dict[str, Tensor]]]
+"""Trajectory, EMA and length -> what their cells have in common: numbers, and the weights to sample from."""
+
+
+def fingerprint(resolved: Resolved, data_dir: Path, shared: Shared | None = None) -> dict[str, Any]:
+    """The fingerprint of a cell: name -> number or list of numbers. Takes about a second at mini, always on the CPU.
+
+    Args:
+        shared: filled and used, so that the cells of one trajectory take its steps once.
+    """
     with _one_thread():
         trajectory = build_trajectory(resolved)
         stream = trajectory.data.open(data_dir, trajectory.seed)
-        net, batch = trajectory.denoiser, trajectory.batch
-        init = _size(net.parameters())
-        seed_weights(net)
         evaluation: Evaluation = build(resolved.evaluation)
-        profile, selection = evaluation.ema, evaluation.selection
+        selection = evaluation.selection
         total = selection.milestones()[-1]
-        first = total // 40 // batch * batch
-        points = [0, batch, first, total // 2, total]
+        key = (resolved.trajectory_hash, evaluation.ema.name, total)
+        if shared is None or key not in shared:
+            numbers = _of_trajectory(resolved, trajectory, stream, total)
+            state = {name: value.clone() for name, value in trajectory.denoiser.state_dict().items()}
+            if shared is not None:
+                shared[key] = numbers, state
+        else:
+            numbers, state = shared[key]
+            trajectory.denoiser.load_state_dict(state)
         return {
-            "schedule": [value for n in points for value in (trajectory.lr(n), profile.beta(n, batch))],
+            **numbers,
             "milestones": [len(selection.milestones()), total, selection.ranges],
-            "data": zlib.crc32(stream.indices(first, STEPS * batch).astype("<i8").tobytes()),
-            "images": zlib.crc32(stream.batch(first, batch)[0].numpy().tobytes()),
-            "draws": _draws(stream, trajectory.seed, batch),
-            "init": init,
-            **probes.noise_levels(trajectory.loss),
-            "optimizer": probes.optimizer(trajectory),
-            "augment": probes.augmentation(trajectory, stream),
-            "denoiser": probes.denoiser(net),
-            **probes.sampler(evaluation.sampler, net),
+            **probes.sampler(evaluation.sampler, trajectory.denoiser),
             "scores": probes.scores(evaluation.protocol, stream),
-            **_training(resolved, trajectory, stream, first, total),
-            **_pixels(evaluation, net),
+            **_pixels(evaluation, trajectory.denoiser),
         }
+
+
+def _of_trajectory(resolved: Resolved, trajectory: Trajectory, stream: ImageStream, total: int) -> dict[str, Any]:
+    """All that the trajectory and the EMA decide. Leaves the network with the weights of the EMA after three steps."""
+    net, batch, profile = trajectory.denoiser, trajectory.batch, resolved.ema()
+    init = _size(net.parameters())
+    seed_weights(net)
+    first = total // 40 // batch * batch
+    points = [0, batch, first, total // 2, total]
+    return {
+        "schedule": [value for n in points for value in (trajectory.lr(n), profile.beta(n, batch))],
+        "data": zlib.crc32(stream.indices(first, STEPS * batch).astype("<i8").tobytes()),
+        "images": zlib.crc32(stream.batch(first, batch)[0].numpy().tobytes()),
+        "draws": _draws(stream, trajectory.seed, batch),
+        "init": init,
+        **probes.noise_levels(trajectory.loss),
+        "optimizer": probes.optimizer(trajectory),
+        "augment": probes.augmentation(trajectory, stream),
+        "denoiser": probes.denoiser(net),
+        **_training(resolved, trajectory, stream, first, total),
+    }
 
 
 @torch.no_grad()
@@ -116,7 +141,7 @@ def _training(
             applied.append(_size([trainer.weights.vector.grad]))
     average = trainer.weights.split(trainer.averages[profile.name])
     found = {
-        "losses": [loss for result in results for loss in result.losses],
+        "losses": [result.loss for result in results],
         "grad_norms": [result.grad_norm for result in results],
         "applied_norms": applied,
         "update": _distance(trainer.weights.parameters, start),
@@ -132,7 +157,7 @@ def _pixels(evaluation: Evaluation, net: Precond) -> dict[str, Any]:
     """Two images as an evaluation makes them: labels, noise, and means, spreads and first row before quantisation."""
     seen: dict[str, Any] = {}
 
-    def sampler(net: Precond, latents: Tensor, labels: Tensor | None, *rest: Any) -> Tensor:
+    def sampler(net: Any, latents: Tensor, labels: Tensor | None, *rest: Any) -> Tensor:
         images = evaluation.sampler(net, latents, labels, *rest)
         seen["latents"] = latents.flatten()[:4].tolist()
         seen["labels"] = [] if labels is None else labels.argmax(1).tolist()
@@ -143,7 +168,8 @@ def _pixels(evaluation: Evaluation, net: Precond) -> dict[str, Any]:
         return torch.linspace(-1.1, 1.1, images.numel(), dtype=torch.float64).reshape(images.shape)
 
     rule: Any = evaluation.protocol.labels
-    quantised = generate(net.eval(), sampler, [3, 11], labels=rule)
+    quantise = QUANTISERS[evaluation.protocol.quantise]
+    quantised = generate(net.eval(), sampler, [3, 11], labels=rule, quantise=quantise).images
     return {**seen, "quantised": zlib.crc32(quantised.numpy().tobytes())}
 
 

@@ -21,7 +21,7 @@ from repro.cells import experiment_digest, resolve
 from repro.errors import MissingPrerequisite, UsageError
 from repro.results import references
 from repro.results.collect import collect
-from repro.results.fingerprint import fingerprint
+from repro.results.fingerprint import Shared, fingerprint
 from repro.tables import load_table, table_names
 
 
@@ -29,7 +29,7 @@ def full_hashes() -> dict[str, dict[str, str]]:
     """Trajectory and evaluation hash of every cell of every table at full scale."""
     found = {}
     for name in table_names():
-        for cell in load_table(name).cells:
+        for cell in load_table(name).computable:
             resolved = resolve(cell, "full")
             found[cell.name] = {"trajectory": resolved.trajectory_hash, "evaluation": resolved.evaluation_hash}
     return found
@@ -38,9 +38,11 @@ def full_hashes() -> dict[str, dict[str, str]]:
 def all_fingerprints(table: str, data: Path) -> dict[str, dict[str, Any]]:
     """Fingerprint of every cell of a table at mini, with the digest of the configuration it belongs to."""
     found = {}
-    for cell in load_table(table).cells:
+    shared: Shared = {}
+    for cell in load_table(table).computable:
         resolved = resolve(cell, "mini")
-        found[cell.name] = {"experiment": experiment_digest(resolved), "values": fingerprint(resolved, data)}
+        values = fingerprint(resolved, data, shared)
+        found[cell.name] = {"experiment": experiment_digest(resolved), "values": values}
         print(cell.name, file=sys.stderr)
     return found
 

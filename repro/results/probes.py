@@ -45,10 +45,11 @@ def noise_levels(loss: Callable[..., Tensor]) -> dict[str, list[float]]:
     """Noise levels, noisy inputs and weights of a loss at five points of its distribution, for one-pixel images."""
     seen: dict[str, list[float]] = {}
 
-    def net(x: Tensor, sigma: Tensor, labels: Tensor | None = None, **_: Any) -> Tensor:
+    def net(x: Tensor, sigma: Tensor, labels: Tensor | None = None, return_logvar: bool = False, **_: Any) -> Any:
         seen["loss_sigma"] = sigma.flatten().tolist()
         seen["loss_noisy"] = x.flatten().tolist()
-        return torch.ones_like(x)
+        denoised = torch.ones_like(x)
+        return (denoised, torch.full_like(sigma, 0.5)) if return_logvar else denoised
 
     weights = loss(net, torch.zeros(5, 1, 1, 1), None, draws=GridDraws())
     return {**seen, "loss_weight": weights.flatten().tolist()}
@@ -89,7 +90,7 @@ def denoiser(net: Precond) -> list[float]:
         x = 0.5 * fixed_normal(shape, index) + sigma * fixed_normal(shape, 100 + index)
         found.append(_rms((net(x, torch.tensor([sigma]), labels) - x) / sigma))
     norms = [m for m in net.modules() if type(m).__name__.endswith("Norm")]
-    widths = [next(norm.parameters()).numel() for norm in norms]
+    widths = [_width(norm) for norm in norms]
     answers = [norm(1e-3 * fixed_normal((2, n, 2, 2), 200)) for norm, n in zip(norms, widths, strict=True)]
     return [*found, *(_rms(answer) for answer in answers[:1]), math.hypot(*(_rms(answer) for answer in answers))]
 
@@ -121,6 +122,12 @@ def fixed_normal(shape: Sequence[int], key: int) -> Tensor:
     """Normal numbers that depend on the key alone."""
     rng = np.random.Generator(np.random.Philox(key=key))
     return torch.from_numpy(rng.standard_normal(tuple(shape), dtype=np.float32))
+
+
+def _width(norm: Any) -> int:
+    """Channels that a norm can be given: those of its learned scales, or four a group where it has none."""
+    scales = next(norm.parameters(), None)
+    return int(4 * norm.num_groups) if scales is None else int(scales.numel())
 
 
 def _rms(x: Tensor) -> float:

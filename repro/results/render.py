@@ -9,7 +9,7 @@ from typing import Any
 
 from tabulate import tabulate
 
-from repro.results.collect import CellResult, Collection, row_of
+from repro.results.collect import REFERENCE_ONLY, CellResult, Collection, mean_and_sd, row_of
 from repro.results.picture import svg
 
 FORMATS = ("md", "latex", "html", "csv", "json", "svg")
@@ -42,53 +42,73 @@ def grid(collection: Collection, form: str) -> str:
 
 
 def cells_of(collection: Collection) -> tuple[list[str], list[list[str]]]:
-    """(headers, body) of the table as text."""
+    """(headers, body) of the table as text: in every column ours and the paper's value of each metric shown."""
+    table = collection.table
     found = {(result.cell.row, result.cell.column): result for result in collection.cells}
-    columns = [name for name in collection.table.columns if any(key[1] == name for key in found)]
-    metric = collection.cells[0].metric if collection.cells else ""
+    columns = [name for name in table.columns if any(key[1] == name for key in found)]
     headers = [""]
     for name in columns:
-        label = collection.table.columns[name]
-        headers += [f"{label}: {metric}", f"paper's {collection.table.metric}"]
+        for index, metric in enumerate(table.shown):
+            own = collection.own_name(metric)
+            headers += [f"{table.columns[name]}: {own}" if index == 0 else own, f"paper's {metric}"]
     body = []
-    for row, label in collection.table.rows.items():
+    for row, label in table.rows.items():
         results = [found.get((row, name)) for name in columns]
         if any(results):
-            body.append([label, *(text for result in results for text in pair(collection, result))])
+            pairs = (pair(collection, result, metric) for result in results for metric in table.shown)
+            body.append([label, *(text for both in pairs for text in both)])
     return headers, body
 
 
-def pair(collection: Collection, result: CellResult | None) -> tuple[str, str]:
-    """(ours, the paper's) of one cell as text."""
+def pair(collection: Collection, result: CellResult | None, metric: str) -> tuple[str, str]:
+    """(ours, the paper's) of one of the paper's metrics in a cell, as text."""
     if result is None:
         return "", ""
-    value = result.cell.reference.get(collection.table.metric)
+    value = result.cell.reference.get(metric)
+    if metric != collection.table.metric:
+        own = [replicate.value_of(collection.own_name(metric)) for replicate in result.replicates]
+        return number(mean_and_sd(own)[0]), "none" if value is None else number(value)
     paper = "none" if value is None else f"{value:.2f}" + (STAR if result.cell.starred else "")
     return ours(result), paper
 
 
+def number(value: float) -> str:
+    """A count as it is, anything else with two digits; '' for nan."""
+    if math.isnan(value):
+        return ""
+    return f"{value:.0f}" if value == round(value) else f"{value:.2f}"
+
+
 def ours(result: CellResult) -> str:
-    """`1.23 ± 0.04 (3)`: mean, sd and n of the replicates, a dagger for an inferred setting, `stale`, the verdict."""
+    """`1.23 ± 0.04 (3)`: mean, sd and n of the replicates; `[1.25 ± 0.02]` over ranges; marks and the verdict."""
+    if result.cell.reference_only:
+        return REFERENCE_ONLY
     if not result.replicates:
         return "missing"
     n = len(result.values)
     spread = "" if math.isnan(result.sd) else f" ± {result.sd:.2f} ({n})"
+    range_mean, range_sd, ranges = result.over_ranges
+    over_ranges = f" [{range_mean:.2f} ± {range_sd:.2f}]" if ranges > 1 else ""
     mark = DAGGER if result.cell.inferred else ""
     stale = " stale" if result.stale else ""
     verdict = f" {result.verdict}" if result.verdict else ""
-    return f"{result.mean:.2f}{mark}{spread}{stale}{verdict}"
+    return f"{result.mean:.2f}{mark}{spread}{over_ranges}{stale}{verdict}"
 
 
 def notes(collection: Collection) -> list[str]:
     """What a reader must know: how values were chosen, marks, missing cells, unused files; equal reasons together."""
     table = collection.table
     lines = [f"The paper's value: {table.chosen}."]
+    ranges = sorted({result.over_ranges[2] for result in collection.cells if result.over_ranges[2] > 1})
+    if ranges:
+        each = " or ".join(map(str, ranges))
+        lines.append(f"In brackets: mean and sd over the {each} ranges of which our value is the minimum.")
     inferred: dict[str, list[str]] = {}
     for result in collection.cells:
         if result.cell.inferred:
             inferred.setdefault(result.cell.inferred, []).append(result.cell.row)
     for reason, rows in inferred.items():
-        names = ", ".join(sorted({row.upper() for row in rows}))
+        names = ", ".join(sorted({row.upper() if len(row) == 1 else row for row in rows}))
         lines.append(f"{DAGGER} {names}: inferred setting, no verdict against the paper: {reason}.")
     if any(result.cell.starred for result in collection.cells):
         lines.append(f"{STAR} {table.starred}")
@@ -110,6 +130,7 @@ def as_json(collection: Collection, lines: list[str]) -> dict[str, Any]:
         row = row_of(result)
         row["inferred"] = result.cell.inferred or None
         row["starred"] = result.cell.starred
+        row["reference_only"] = result.cell.reference_only or None
         row["stale"] = result.stale
         row["replicates"] = [
             {
@@ -121,6 +142,7 @@ def as_json(collection: Collection, lines: list[str]) -> dict[str, Any]:
                 "NFE": r.nfe,
                 "stale": r.stale,
                 "metrics": r.metrics,
+                "over_ranges": list(r.over_ranges),
             }
             for r in result.replicates
         ]

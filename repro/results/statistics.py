@@ -9,7 +9,7 @@ has Student's distribution with m - 1 degrees of freedom: both uncertainties are
 so that a single fresh replicate can be tested. The band is two-sided: too good is also wrong. A shift of d sd makes t
 noncentral with noncentrality d / sqrt(1/m + 1/k), which gives the power. The whole table fails if a cell lies outside
 the band of level `LEVEL` / (number of cells) (Bonferroni), or if two or more lie outside that of `LEVEL`; with c cells
-its rate of false alarms is at most LEVEL + c (c - 1) / 2 LEVEL^2 (1.7 % for twelve).
+its rate of false alarms is at most LEVEL + c (c - 1) / 2 LEVEL^2 (1.7 % for twelve). Derivations: docs/statistics.md.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from typing import Any
 
 LEVEL = 0.01
 """False alarms a cell."""
+QUADRATURE = 200
+"""Nodes of the integral behind the power; 1e-8 for up to 50 degrees of freedom."""
 POWER_SHIFT = 4.0
 """The shift, in sd of the reference, whose detection rate is printed as the power."""
 PAPER_RELATIVE_SD = 0.02
@@ -38,7 +40,8 @@ def _special() -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """One cell's test: p two-sided; low and high: the band for the fresh geometric mean; power at a shift of 4 sd."""
+    """One cell's test: p two-sided; low and high: the band for the fresh geometric mean; power at a shift of 4 sd;
+    sizes: (reference values, fresh values), None where the reference is a printed value."""
 
     fresh: float
     reference: float
@@ -46,6 +49,7 @@ class Outcome:
     high: float
     p: float
     power: float
+    sizes: tuple[int, int] | None = None
 
     @property
     def holds(self) -> bool:
@@ -82,20 +86,56 @@ def against_replicates(fresh: Sequence[float], reference: Sequence[float]) -> Ou
         high=math.exp(mean + critical * width),
         p=p,
         power=power(len(reference), len(fresh)),
+        sizes=(len(reference), len(fresh)),
     )
 
 
 def power(m: int, k: int, shift: float = POWER_SHIFT) -> float:
     """Probability that a shift of `shift` reference sd lies outside the band, with m reference and k fresh values."""
-    critical = _critical(m - 1)
-    noncentrality = shift / math.sqrt(1 / m + 1 / k)
-    inside = _special().nctdtr(m - 1, noncentrality, critical) - _special().nctdtr(m - 1, noncentrality, -critical)
-    return float(1 - inside)
+    return _power_at(m, k, shift, LEVEL)
 
 
-def _critical(degrees: int) -> float:
-    """What |t| exceeds with probability LEVEL."""
-    return -float(_special().stdtrit(degrees, LEVEL / 2))
+@functools.cache
+def _power_at(m: int, k: int, shift: float, level: float) -> float:
+    """P(|T| > c) for noncentral T = (Z + delta) / sqrt(V / nu), integrated over V: scipy's nctdtr is nan in places."""
+    import numpy as np  # not before a verdict is due
+
+    special, degrees = _special(), m - 1
+    critical, delta = _critical(degrees, level), shift / math.sqrt(1 / m + 1 / k)
+    nodes, weights = np.polynomial.legendre.leggauss(QUADRATURE)
+    # chi-squared by its quantiles; u = (3 x - x^3) / 4 + 1/2 flattens both ends, where quantiles are steep
+    u, slope = (3 * nodes - nodes**3) / 4 + 0.5, 0.75 * (1 - nodes**2)
+    root = np.sqrt(2 * special.gammaincinv(degrees / 2, u) / degrees)
+    tails = special.ndtr(delta - critical * root) + special.ndtr(-delta - critical * root)
+    return float((weights * slope * tails).sum())
+
+
+def table_false_alarms(cells: int) -> float:
+    """Upper bound of the probability that `table_holds` fails although nothing has changed, for independent cells."""
+    return min(1.0, LEVEL + cells * (cells - 1) / 2 * LEVEL**2)
+
+
+def table_power(m: int, k: int, cells: int, shifted: int = 1, shift: float = POWER_SHIFT) -> float:
+    """Probability that a table fails when some of its cells have shifted.
+
+    Args:
+        m, k: reference and fresh values a cell.
+        cells: cells of the table; shifted: how many of them have moved, by `shift` sd of the reference.
+
+    A table holds if no cell has p < LEVEL / cells and fewer than two have p < LEVEL. Cells are independent.
+    """
+    outside, far = power(m, k, shift), _power_at(m, k, shift, LEVEL / cells)
+    within = (1 - outside) ** shifted * (1 - LEVEL) ** (cells - shifted)
+    one_mild = shifted * (outside - far) * (1 - outside) ** (shifted - 1) * (1 - LEVEL) ** (cells - shifted)
+    unmoved = cells - shifted
+    stray = LEVEL - LEVEL / cells
+    one_stray = (1 - outside) ** shifted * unmoved * stray * (1 - LEVEL) ** max(unmoved - 1, 0)
+    return float(1 - within - one_mild - one_stray)
+
+
+def _critical(degrees: int, level: float = LEVEL) -> float:
+    """What |t| exceeds with probability `level`."""
+    return -float(_special().stdtrit(degrees, level / 2))
 
 
 def against_paper(fresh: Sequence[float], paper: float) -> Outcome:

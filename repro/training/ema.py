@@ -3,15 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from repro.training import snapshots
 from repro.training.power_profile import gamma_from_std, power_beta
 
 
-class HalfLifeEMA:
+class RunningEMA:
+    """An average that training keeps itself: what an evaluation asks of any EMA (see also `repro.training.posthoc`)."""
+
+    @property
+    def name(self) -> str:
+        """Name of the average in file names; equal for equal settings."""
+        raise NotImplementedError
+
+    def profiles(self) -> list[Profile]:
+        """The running averages that training has to keep: this one."""
+        return [self]  # type: ignore[list-item]
+
+    def times(self, milestone: int) -> list[int]:
+        """Images at which snapshots have to be kept for the average at `milestone`, increasing; the last is it."""
+        return [milestone]
+
+    def load(self, folder: Path, trajectory: str, milestone: int, net: nn.Module) -> dict[str, str]:
+        """Load the average at `milestone` from a trajectory's folder into `net`; returns the snapshot's metadata.
+
+        Raises:
+            CorruptData: see `snapshots.load`.
+        """
+        return snapshots.load(snapshots.path(folder, milestone, self.name), trajectory, net)
+
+
+class HalfLifeEMA(RunningEMA):
     """EMA whose half-life is counted in images (EDM; Karras et al. 2022, appendix F.2 and the published loop).
 
     Args:
@@ -66,7 +93,7 @@ class TraditionalEMA(HalfLifeEMA):
         return {**super().settings(), "class": "TraditionalEMA"}
 
 
-class PowerEMA:
+class PowerEMA(RunningEMA):
     """Power-function EMA: its length is a constant share of the training so far (Karras et al. 2024, section 3.1).
 
     Args:
@@ -91,7 +118,7 @@ class PowerEMA:
         return {"class": "PowerEMA", "std": self.std}
 
 
-class ConstantEMA:
+class ConstantEMA(RunningEMA):
     """EMA of constant decay 1 - batch / length_nimg, without ramp-up (DiT, U-DiT: e = 0.9999 e + 0.0001 w a step).
 
     Args:

@@ -20,6 +20,7 @@ from repro.diffusion.losses import drop_labels
 from repro.errors import CorruptData, ReproError, UsageError
 from repro.files import append_line, remove_leftovers
 from repro.training import checkpoint, ema, snapshots
+from repro.training.distributed import World
 from repro.training.step import MicroBatch, NonFiniteLoss, StepResult, training_step
 from repro.training.weights import FlatWeights
 
@@ -44,7 +45,7 @@ class Tracked:
     profiles: EMA name -> EMA; milestones: images at which every EMA is written, increasing.
     """
 
-    profiles: Mapping[str, ema.HalfLifeEMA]
+    profiles: Mapping[str, ema.Profile]
     milestones: Sequence[int]
 
 
@@ -60,6 +61,7 @@ class Trainer:
         execution: how to execute; moves no number but by float rounding.
         progress: called about twice a second with {"nimg", "total", "loss", "lr", "img_per_sec"}.
         stop: asked after every step; True ends training after a checkpoint with `Interrupted`.
+        world: the processes that train together, each with the same arguments; the first one writes the files.
     """
 
     def __init__(
@@ -72,6 +74,7 @@ class Trainer:
         execution: Execution,
         progress: Progress = lambda event: None,
         stop: Callable[[], bool] = lambda: False,
+        world: World = World(),
     ) -> None:
         if trajectory.batch < 1:
             raise UsageError(f"Trajectory.batch must be 1 or more, not {trajectory.batch}")
@@ -83,6 +86,8 @@ class Trainer:
         self.execution = execution
         self.progress = progress
         self.stop = stop
+        self.world = world
+        self.share = world.share(trajectory.batch)
         self.device = torch.device(execution.device)
         self.net = trajectory.denoiser.to(self.device).train()
         self.weights = FlatWeights(self.net)
@@ -91,9 +96,14 @@ class Trainer:
         self.averages = {name: self.weights.vector.detach().clone() for name in self.profiles}
         self.nimg = 0
         self.notes: list[str] = []
-        for part in (folder, folder / "ema"):
-            remove_leftovers(part)
-        self._resume()
+        if world.first:
+            for part in (folder, folder / "ema"):
+                remove_leftovers(part)
+            self._resume()
+        world.wait()  # the first process may have put a damaged checkpoint aside
+        if not world.first:
+            self._resume()
+        world.together(self.nimg)
 
     def _resume(self) -> None:
         loaded = checkpoint.load(self.folder)
@@ -135,7 +145,9 @@ class Trainer:
 
     def save(self) -> None:
         """Write a checkpoint of the present state."""
-        checkpoint.save(self.folder, self.nimg, self._state())
+        if self.world.first:
+            checkpoint.save(self.folder, self.nimg, self._state())
+        self.world.wait()
 
     def run(self) -> None:
         """Train to the last milestone, writing checkpoints, the log and every EMA at every milestone.
@@ -160,26 +172,27 @@ class Trainer:
                 self._log(event)
                 self.progress(event)
                 shown = now
-            if now - saved > self.execution.checkpoint_seconds:
+            if self.world.any(now - saved > self.execution.checkpoint_seconds):
                 self.save()
                 saved = now
-            if self.stop() and self.nimg < total:
+            if self.world.any(self.stop()) and self.nimg < total:
                 self.save()
                 raise Interrupted(f"stopped at {self.nimg} of {total} images; the same command continues")
         self.save()
 
     def _log(self, entry: dict[str, Any]) -> None:
         """One line of JSON; what is not finite becomes null, which every reader of JSON knows."""
+        if not self.world.first:
+            return
         plain = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in entry.items()}
         append_line(self.folder / "log.jsonl", json.dumps({"timestamp": time.time(), **plain}))
 
     def _event(self, result: StepResult, total: int, speed: float) -> dict[str, Any]:
-        loss = sum(result.losses) / len(result.losses)
         lr = self.optimizer.param_groups[0]["lr"]
         return {
             "nimg": self.nimg,
             "total": total,
-            "loss": loss,
+            "loss": result.loss,
             "grad_norm": result.grad_norm,
             "lr": lr,
             "img_per_sec": speed,
@@ -202,35 +215,41 @@ class Trainer:
         """One step of the whole batch, then the EMAs. All randomness follows from (seed, step, purpose)."""
         trajectory, batch = self.trajectory, self.trajectory.batch
         step = self.nimg // batch
-        _seed_dropout(derive_seed(trajectory.seed, "dropout", step, 0), self.device)
+        _seed_dropout(derive_seed(trajectory.seed, "dropout", step, self.world.rank), self.device)
+        first, count = self.share
+        size = self.execution.micro_batch or count
         result = training_step(
             self.net,
             trajectory.loss,
             self.weights,
             self.optimizer,
-            [self._micro_batch(step, start) for start in range(0, batch, self.execution.micro_batch or batch)],
+            [self._micro_batch(step, at, min(size, first + count - at)) for at in range(first, first + count, size)],
             lr=trajectory.lr(self.nimg),
             batch=batch,
             augment=trajectory.augment,
             loss_scale=trajectory.loss_scale,
             reduction=trajectory.loss_reduction,
             clip_norm=trajectory.clip_norm,
+            infinite_gradient=trajectory.infinite_gradient,
+            world=self.world,
         )
         for name, profile in self.profiles.items():
             ema.update(self.averages[name], self.weights.vector, profile.beta(self.nimg, batch))
         self.nimg += batch
         return result
 
-    def _micro_batch(self, step: int, start: int) -> MicroBatch:
+    def _micro_batch(self, step: int, start: int, count: int) -> MicroBatch:
+        """Images start to start + count of the step's global batch, with their draws."""
         trajectory, batch = self.trajectory, self.trajectory.batch
-        count = min(self.execution.micro_batch or batch, batch - start)
         images, labels = self.stream.batch(step * batch + start, count)
         draws = StepDraws(trajectory.seed, step, batch, start, count)
         hot: Tensor | None = None
         if labels is not None:
             hot = functional.one_hot(labels, self.net.label_dim).float().to(self.device)
             hot = drop_labels(hot, float(getattr(self.net.model, "label_dropout", 0.0)), draws)
-        return MicroBatch(from_uint8(images).to(self.device), hot, draws)
+        # Latents come as the network sees them; pixels as they are stored.
+        images = from_uint8(images) if images.dtype == torch.uint8 else images
+        return MicroBatch(images.to(self.device), hot, draws)
 
     def _complete_snapshots(self) -> None:
         """Write what is missing of the milestone that the present state stands at; refuse where an earlier one is."""
@@ -255,6 +274,8 @@ class Trainer:
 
     def _write_snapshots(self) -> None:
         """After the step that passes a milestone: every EMA as safetensors, named by the milestone and the profile."""
+        if not self.world.first:
+            return
         for milestone in self._here():
             for profile in self.profiles:
                 weights = snapshots.state_with(self.net, self.weights.split(self.averages[profile]))

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from repro.cells import resolve
 from repro.errors import CheckFailed, UsageError
 from repro.files import make_folder
 from repro.launch.plan import Folders, Plan, check_prerequisites, make_plan
@@ -15,7 +18,17 @@ from repro.results.collect import collect
 from repro.tables import Cell, find_cell, load_table
 from repro.verbs import reporting
 
+if TYPE_CHECKING:
+    from repro.launch.local import Failure
+
 ASK_ABOVE_HOURS = 1.0
+
+WORLD_SIZES = ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS")
+
+
+def first_process() -> bool:
+    """Whether this process is the one that prints, among those that torchrun or a SLURM step started."""
+    return os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0"
 
 
 def folders(options: argparse.Namespace, *, write: bool) -> Folders:
@@ -35,10 +48,20 @@ def chosen_cells(options: argparse.Namespace) -> list[Cell]:
     return table.select(options.rows, columns)
 
 
+def computable_cell(name: str) -> Cell:
+    """The cell of a name. UsageError where the paper's value can only be quoted."""
+    cell = find_cell(name)
+    if cell.reference_only:
+        raise UsageError(f"{cell.name} is reference only: {cell.reference_only}")
+    return cell
+
+
 def run(options: argparse.Namespace) -> int:
     """Compute the missing records of one cell and say what they are."""
-    cell = find_cell(options.cell)
+    cell = computable_cell(options.cell)
     where = compute([cell], options)
+    if not first_process():
+        return 0
     table = load_table(cell.table)
     collection = collect(table, options.scale, where.readable, [cell], options.gin)
     reporting.print_cells(collection, options.json)
@@ -48,7 +71,9 @@ def run(options: argparse.Namespace) -> int:
 def reproduce(options: argparse.Namespace) -> int:
     """Compute what a table misses, print the table and write it beside the runs."""
     cells = chosen_cells(options)
-    where = compute(cells, options)
+    where = compute([cell for cell in cells if not cell.reference_only], options)
+    if not first_process():
+        return 0
     table = load_table(options.table)
     collection = collect(table, options.scale, where.readable, cells, options.gin)
     text = reporting.text(collection, options, where)
@@ -70,26 +95,72 @@ def compute(cells: Sequence[Cell], options: argparse.Namespace) -> Folders:
     if options.jobs is not None and options.jobs < 1:
         raise UsageError("--jobs must be 1 or more")
     where = folders(options, write=True)
+    if cells and any(int(os.environ.get(name, "1")) > 1 for name in WORLD_SIZES):
+        return _compute_together(cells, options, where)
+    plan = _plan(cells, options, where)
+    if plan.jobs:
+        from repro.launch.display import display  # these take a second that "nothing to compute" need not wait for
+        from repro.launch.local import LocalExecutor, cores
+
+        workers = min(options.jobs or cores(), len(plan.jobs))
+        _announce(plan, where, f"{workers} at a time")
+        with display(len(plan.jobs)) as shown:
+            executor = LocalExecutor(where, workers, shown)
+            failures = executor.run(plan.jobs)
+        _conclude(failures, executor.interrupted, options)
+    return where
+
+
+def _plan(cells: Sequence[Cell], options: argparse.Namespace, where: Folders) -> Plan:
+    """What is missing, once it is certain that it can be computed and is wanted; says so where nothing is."""
     seeds = range(options.first_seed, options.first_seed + options.seeds)
     plan = make_plan(cells, options.scale, options.gin, seeds, where.readable)
     for problem in plan.problems:
         print(f"not used: {problem}", file=sys.stderr)
-    if not plan.jobs:
+    if plan.jobs:
+        check_prerequisites(
+            cells, options.scale, options.gin, where, options.train, lambda line: print(line, file=sys.stderr)
+        )
+        confirm(plan, options)
+    elif not plan.done:
+        print("nothing to compute: these cells are reference only", file=sys.stderr)
+    else:
         there = "the record is" if plan.done == 1 else f"all {plan.done} records are"
         print(f"nothing to compute: {there} there", file=sys.stderr)
-        return where
-    check_prerequisites(cells, options.scale, options.gin, where, options.train)
-    confirm(plan, options)
-    from repro.launch.display import display  # these take a second that "nothing to compute" need not wait for
-    from repro.launch.local import LocalExecutor, cores
+    return plan
 
-    workers = min(options.jobs or cores(), len(plan.jobs))
-    runs = "1 training run" if len(plan.jobs) == 1 else f"{len(plan.jobs)} training runs, {workers} at a time"
+
+def _compute_together(cells: Sequence[Cell], options: argparse.Namespace, where: Folders) -> Folders:
+    """The same by all processes that torchrun, or a SLURM step, started: each trajectory is trained by all of them."""
+    import torch
+
+    from repro.launch.display import display
+    from repro.launch.ranks import RankExecutor
+    from repro.training.distributed import from_environment, joined
+
+    world = from_environment()
+    cpu = (
+        not torch.cuda.is_available() or resolve(cells[0], options.scale, options.gin).execution.args["device"] == "cpu"
+    )
+    with joined(world, "cpu" if cpu else "cuda"):
+        plan = world.from_first(_plan(cells, options, where) if world.first else None)
+        if plan.jobs:
+            if world.first:
+                _announce(plan, where, f"each by {world.size} processes")
+            with display(len(plan.jobs)) if world.first else contextlib.nullcontext() as shown:
+                executor = RankExecutor(where, world, shown)
+                failures = executor.run(plan.jobs)
+            _conclude(failures, executor.interrupted, options)
+    return where
+
+
+def _announce(plan: Plan, where: Folders, how: str) -> None:
+    runs = "1 training run" if len(plan.jobs) == 1 else f"{len(plan.jobs)} training runs, {how}"
     print(f"{plan.missing} of {plan.missing + plan.done} records to compute: {runs}, in {where.runs}", file=sys.stderr)
-    with display(len(plan.jobs)) as shown:
-        executor = LocalExecutor(where, workers, shown)
-        failures = executor.run(plan.jobs)
-    if executor.interrupted:
+
+
+def _conclude(failures: Sequence[Failure], interrupted: bool, options: argparse.Namespace) -> None:
+    if interrupted:
         raise KeyboardInterrupt
     if failures:
         if options.debug:
@@ -97,7 +168,6 @@ def compute(cells: Sequence[Cell], options: argparse.Namespace) -> Folders:
         error = CheckFailed("; ".join(f"{failure.job.title}: {failure.message}" for failure in failures))
         error.exit_code = max(failure.exit_code for failure in failures)
         raise error
-    return where
 
 
 def confirm(plan: Plan, options: argparse.Namespace) -> None:

@@ -20,8 +20,9 @@ def run(options: argparse.Namespace) -> int:
         print(f"{table.name}  {table.title}")
         print(f"  {len(table.cells)} cells; mini columns: {', '.join(table.mini_columns)}")
         print("  rows")
+        width = max(map(len, table.rows))
         for row, label in table.rows.items():
-            print(f"    {row:4} {label}")
+            print(f"    {row:{width}} {label}")
         print("  columns")
         for column, label in table.columns.items():
             print(f"    {column:18} {label}")
@@ -29,7 +30,8 @@ def run(options: argparse.Namespace) -> int:
             print("  cells")
             for cell in table.cells:
                 values = ", ".join(f"{metric} {value:g}" for metric, value in cell.reference.items())
-                print(f"    {cell.name:40} {values}{' (starred)' if cell.starred else ''}")
+                mark = " (reference only)" if cell.reference_only else " (starred)" if cell.starred else ""
+                print(f"    {cell.name:40} {values}{mark}")
     if not options.table:
         print("`repro list TABLE` shows a table's cells, `repro show CELL` what a cell is made of")
     return 0
@@ -46,4 +48,5 @@ def describe(cell: Cell) -> dict[str, Any]:
         "reference": cell.reference,
         "starred": cell.starred,
         "inferred": cell.inferred or None,
+        "reference_only": cell.reference_only or None,
     }

@@ -7,7 +7,7 @@ import json
 import sys
 from pathlib import Path
 
-from repro.cells import resolve
+from repro.cells import Resolved, resolve
 from repro.files import make_folder, write_atomic
 from repro.launch.plan import Folders
 from repro.results.collect import Collection, collect
@@ -42,26 +42,32 @@ def write(path: Path, content: str) -> None:
 
 def caption(collection: Collection, where: Folders, bindings: list[str]) -> list[str]:
     """Title, metric, number of images, NFE used and, for the digits, the floor of the metric."""
-    found = {replicate.nfe for result in collection.cells for replicate in result.replicates}
     lines = [f"{collection.table.title}, at scale {collection.scale}."]
-    if not collection.cells:
+    computed = [result for result in collection.cells if not result.cell.reference_only]
+    if not computed:
         return lines
-    resolved = resolve(collection.cells[0].cell, collection.scale, bindings)
+    resolved = resolve(computed[0].cell, collection.scale, bindings)
     count = resolved.evaluation.args["num_samples"]
-    nfe = f" NFE {', '.join(f'{n:g}' for n in sorted(found))}" if found else ""
-    paper_nfe = sorted({result.cell.reference["NFE"] for result in collection.cells if "NFE" in result.cell.reference})
-    paper = f" (the paper's: {', '.join(f'{n:g}' for n in paper_nfe)})" if paper_nfe else ""
-    lines.append(f"{collection.cells[0].metric} of {count} generated images;{nfe}{paper}.")
-    if found and (floor := _floor(collection, where, bindings)):
+    lines.append(f"{computed[0].metric} of {count} generated images{_nfe(collection)}.")
+    if any(result.replicates for result in computed) and (floor := _floor(resolved, where)):
         lines.append(floor)
     return lines
 
 
-def _floor(collection: Collection, where: Folders, bindings: list[str]) -> str:
+def _nfe(collection: Collection) -> str:
+    """The NFE that we and the paper used, where the table does not print them cell by cell."""
+    found = {replicate.nfe for result in collection.cells for replicate in result.replicates}
+    if "NFE" in collection.table.shown or not found:
+        return ""
+    paper = sorted({result.cell.reference["NFE"] for result in collection.cells if "NFE" in result.cell.reference})
+    beside = f" (the paper's: {', '.join(f'{n:g}' for n in paper)})" if paper else ""
+    return f"; NFE {', '.join(f'{n:g}' for n in sorted(found))}{beside}"
+
+
+def _floor(resolved: Resolved, where: Folders) -> str:
     """The distance that a perfect generator would score, for protocols that can say it cheaply."""
     from repro.metrics.protocols import DigitsProtocol, floor
 
-    resolved = resolve(collection.cells[0].cell, collection.scale, bindings)
     if not isinstance(resolved.protocol(), DigitsProtocol):
         return ""
     dataset = resolved.dataset()
@@ -96,7 +102,7 @@ def check(options: argparse.Namespace) -> int:
     where = folders(options, write=False)
     report: Report
     if options.fingerprint:
-        cells = table.select(options.rows, options.columns)
+        cells = [cell for cell in table.select(options.rows, options.columns) if not cell.reference_only]
         report = check_fingerprints(table, cells, where.data, _progress)
     else:
         collection = collect(table, options.scale, where.readable, chosen_cells(options), options.gin)

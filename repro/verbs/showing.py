@@ -10,20 +10,22 @@ import torch
 
 from repro.cells import Resolved, resolve
 from repro.config import build, flatten, flatten_origins
-from repro.diffusion.samplers import count_nfe
-from repro.tables import find_cell
+from repro.diffusion.samplers import count_nfe, is_adaptive
+from repro.verbs.computing import computable_cell
+
+ADAPTIVE = "adaptive: measured when sampling, a mean over images"
 
 
 def show(options: argparse.Namespace) -> int:
     """Print a cell's configuration, identity, size and cost."""
-    resolved = resolve(find_cell(options.cell), options.scale, options.gin)
+    resolved = resolve(computable_cell(options.cell), options.scale, options.gin)
     facts = describe(resolved)
     if options.json:
         print(json.dumps(facts, indent=1))
         return 0
     print(f"{facts['cell']} at {facts['scale']}")
     for key in ("trajectory_hash", "evaluation_hash", "parameters", "nfe", "milestone_kimg", "candidates", "ranges"):
-        print(f"  {key:16} {facts[key]}")
+        print(f"  {key:16} {ADAPTIVE if key == 'nfe' and facts[key] is None else facts[key]}")
     print(f"  {'snapshots_gb':16} {facts['snapshots_gb']:.2f} (disk for the EMA at every candidate)")
     print(f"  {'gin':16} {', '.join(facts['gin'])}")
     values = flatten(resolved.experiment)
@@ -39,6 +41,7 @@ def describe(resolved: Resolved) -> dict[str, Any]:
         net = build(resolved.trajectory.args["denoiser"])
     parameters = sum(p.numel() for p in net.parameters() if p.requires_grad)
     selection = resolved.selection()
+    sampler = build(resolved.evaluation.args["sampler"])
     milestones = selection.milestones()
     return {
         "cell": resolved.cell.name,
@@ -47,7 +50,7 @@ def describe(resolved: Resolved) -> dict[str, Any]:
         "trajectory_hash": resolved.trajectory_hash,
         "evaluation_hash": resolved.evaluation_hash,
         "parameters": parameters,
-        "nfe": count_nfe(build(resolved.evaluation.args["sampler"])),
+        "nfe": None if is_adaptive(sampler) else count_nfe(sampler),
         "milestone_kimg": milestones[-1] / 1000,
         "milestones_kimg": [milestone / 1000 for milestone in milestones],
         "candidates": len(milestones),
@@ -63,7 +66,9 @@ def describe(resolved: Resolved) -> dict[str, Any]:
 
 def diff(options: argparse.Namespace) -> int:
     """Print the values in which two cells differ, and where the second's were set."""
-    first, second = (resolve(find_cell(name), options.scale, options.gin) for name in (options.first, options.second))
+    first, second = (
+        resolve(computable_cell(name), options.scale, options.gin) for name in (options.first, options.second)
+    )
     changes = differences(first, second)
     if options.json:
         print(json.dumps(changes, indent=1))

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from repro.diffusion.draws import Draws, StepDraws
-from repro.diffusion.losses import DenoisingLoss, EDMLoss, VELoss, VPLoss, drop_labels
+from repro.diffusion.losses import DenoisingLoss, EDMLoss, VELoss, VPLoss, drop_labels, iDDPMLoss
+from repro.diffusion.schedules import iddpm_u
 
 
 class Fixed:
@@ -119,3 +120,20 @@ def test_drop_labels_without_probability_draws_nothing() -> None:
     # u = 0 is below any probability: the label goes.
     assert not drop_labels(labels, 0.5, draws).any()
     assert draws.purposes == ["label_dropout"]
+
+
+def test_iddpm_levels_are_those_of_the_table_each_as_likely() -> None:
+    loss = iDDPMLoss()
+    sigma = loss.sample_sigma(20000, StepDraws(0, 0, 20000)).flatten()
+    levels, counts = sigma.unique(return_counts=True)
+    assert set(levels.tolist()) <= set(iddpm_u(1000)[:1000].tolist()) and len(levels) == 1000
+    assert counts.max() < 60  # 20 on average
+    assert torch.equal(loss.weight(sigma), 1 / sigma.square())
+
+
+def test_iddpm_objective_is_the_error_of_the_predicted_noise() -> None:
+    """With the preconditioning of Table 1 the weighted error is |F - n / sigma|^2: Ho et al.'s simple objective."""
+    sigma = torch.tensor(3.0).reshape(1, 1, 1, 1)
+    y, n, predicted = torch.randn(1, 1, 2, 2), torch.randn(1, 1, 2, 2) * sigma, torch.randn(1, 1, 2, 2)
+    denoised = (y + n) - sigma * predicted
+    assert torch.allclose(iDDPMLoss().weight(sigma) * (denoised - y) ** 2, (predicted - n / sigma) ** 2, atol=1e-5)

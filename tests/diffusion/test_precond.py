@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from repro.diffusion.precond import EDMPrecond, Precond, VEPrecond, VPPrecond, iDDPMPrecond
+from repro.errors import UsageError
 
 
 class Probe(nn.Module):
@@ -144,3 +145,23 @@ def test_network_must_keep_the_dtype() -> None:
 
     with pytest.raises(TypeError, match="float64"):
         EDMPrecond(Widening())(torch.randn(1, 2, 4, 4), 1.0)
+
+
+@pytest.mark.parametrize("cls", [VPPrecond, VEPrecond, EDMPrecond, iDDPMPrecond])
+def test_bfloat16_is_the_network_s_dtype_and_the_denoiser_s_stays_float32(cls: type[Precond]) -> None:
+    probe = Probe(out_channels=4 if cls is iDDPMPrecond else 2)
+    net = cls(probe, use_bf16=True)  # type: ignore[call-arg]
+    denoised = net(torch.ones(3, 2, 4, 4), torch.tensor([0.5, 1.0, 2.0]))
+    assert probe.seen is not None
+    assert probe.seen[0].dtype == torch.bfloat16 and probe.seen[1].dtype == torch.float32
+    assert denoised.dtype == torch.float32
+    net(torch.ones(1, 2, 4, 4), 1.0, force_fp32=True)
+    assert probe.seen[0].dtype == torch.float32
+
+
+def test_float16_has_no_effect_on_a_cpu_and_excludes_bfloat16() -> None:
+    probe = Probe()
+    EDMPrecond(probe, use_fp16=True)(torch.ones(1, 2, 4, 4), 1.0)
+    assert probe.seen is not None and probe.seen[0].dtype == torch.float32
+    with pytest.raises(UsageError, match="exclude each other"):
+        EDMPrecond(probe, use_fp16=True, use_bf16=True)

@@ -200,7 +200,7 @@ def run_training_steps(case: Case) -> None:
         result = training_step(
             net, loss, weights, optimizer, [part], lr=rates[-1], batch=batch, loss_scale=config["loss_scaling"]
         )
-        losses += result.losses
+        losses += result.parts
         for profile, average in zip(profiles, averages, strict=True):
             ema.update(average, weights.vector, profile.beta(nimg, batch))
     case.check("lr", torch.tensor(rates, dtype=torch.float64), tolerance=1e-9)

@@ -90,7 +90,7 @@ def run_training_loop(case: Case) -> None:
             net, EDMLoss(), weights, optimizer, micro_batches(case, step, batch // rounds),
             lr=rates[-1], batch=batch, loss_scale=config["loss_scaling"],
         )  # fmt: skip
-        losses += result.losses
+        losses += result.parts
         ema.update(averaged, weights.vector, betas[-1])
     averages = dict(zip(parameters, weights.split(averaged), strict=True))
     case.check("loss_mean", torch.tensor(losses))

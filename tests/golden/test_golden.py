@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 import runners_augment
+import runners_data
 import runners_edm2
 import runners_loss
+import runners_metrics
 import runners_network
 import runners_sampler
 import runners_udit
@@ -23,6 +25,8 @@ RUNNERS: dict[tuple[str, str], Runner] = {
     **runners_augment.RUNNERS,
     **runners_udit.RUNNERS,
     **runners_udit_diffusion.RUNNERS,
+    **runners_data.RUNNERS,
+    **runners_metrics.RUNNERS,
     **runners_edm2.RUNNERS,  # last: it hands on what has a name of EDM's and is not EDM2's
 }
 

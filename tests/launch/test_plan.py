@@ -9,9 +9,11 @@ import pytest
 from helpers import CELL, SIBLING, TINY, compute, data_dir, folders, plan
 
 from repro.cells import resolve
+from repro.data.stream import Dataset
 from repro.errors import MissingPrerequisite, UsageError
 from repro.launch.plan import Folders, Request, Task, check_prerequisites, make_plan
 from repro.launch.work import Worker
+from repro.metrics import feature_protocol
 from repro.results.records import read_record
 from repro.tables import find_cell
 
@@ -118,3 +120,20 @@ def test_a_starred_cell_is_trained_only_when_asked(tmp_path: Path) -> None:
             check_prerequisites([starred], "full", [], where, train)
         assert ("published weights" in str(caught.value)) == said
     check_prerequisites([starred], "ci", [], where, train=False)
+
+
+def test_weights_are_fetched_only_where_nothing_else_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fetched: list[str] = []
+    monkeypatch.setattr(feature_protocol, "download", lambda file, folder: fetched.append(file.title))
+    where = Folders(tmp_path, (), tmp_path / "data", tmp_path / "weights")
+    said: list[str] = []
+    with pytest.raises(MissingPrerequisite, match="reference statistics not found"):
+        check_prerequisites([find_cell(CELL)], "full", [], where, False, said.append)
+    assert fetched == [] and said == []
+    monkeypatch.setattr(Dataset, "missing", lambda self, folder: [])
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights" / "cifar10-32x32.npz").write_bytes(b"")
+    check_prerequisites([find_cell(CELL)], "full", [], where, False, said.append)
+    assert fetched == ["Inception weights"] and "fetching Inception weights from" in said[0]

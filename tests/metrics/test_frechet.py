@@ -155,3 +155,8 @@ def test_moments_refuse_what_they_cannot_take() -> None:
     single.update(np.zeros((1, 3)))
     with pytest.raises(ValueError, match="two features or more, not 1"):
         single.covariance  # noqa: B018
+
+
+def test_a_covariance_that_is_not_symmetric_is_refused() -> None:
+    with pytest.raises(ValueError, match="second statistics: the covariance is not symmetric"):
+        frechet_distance(np.zeros(2), np.eye(2), np.zeros(2), np.array([[1.0, 0.5], [0.0, 1.0]]))

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
+import inspect
 import itertools
 import os
+import pickle
 from pathlib import Path
+from typing import Any
 
+import inception_files
 import numpy as np
 import pytest
 import torch
@@ -15,9 +20,22 @@ from torch import Tensor
 
 from repro.data.sources import Digits
 from repro.errors import CorruptData, MissingPrerequisite, UsageError
-from repro.metrics.digits import digits_features
+from repro.metrics.backends import Extractor
+from repro.metrics.digits import digits_features, digits_spatial
+from repro.metrics.fid_protocols import SplitScore
 from repro.metrics.frechet import Moments, frechet_distance
-from repro.metrics.protocols import DigitsProtocol, InceptionProtocol, floor, load_reference
+from repro.metrics.inception_score import inception_score_adm
+from repro.metrics.protocols import (
+    ADMProtocol,
+    DigitsProtocol,
+    DINOv2Protocol,
+    InceptionProtocol,
+    PytorchFIDProtocol,
+    floor,
+    load_reference,
+    preview_scores,
+)
+from repro.metrics.references import Reference, save
 
 WEIGHTS = "weights-inception-2015-12-05-6726825d.pth"
 
@@ -149,7 +167,7 @@ def test_scoring_is_silent_repeatable_and_leaves_the_generators(
 def test_protocols_refuse_what_they_cannot_honour(reference: Tensor) -> None:
     for arguments, message in (
         ({"labels": "none"}, "labels must be 'random' or 'balanced'"),
-        ({"quantise": "round"}, "quantise must be 'truncate'"),
+        ({"quantise": "ceil"}, "quantise must be 'truncate' or 'round' or 'unit_truncate'"),
         ({"extractor": "vgg16"}, "extractor"),
         ({"extractor_sha256": "12345678"}, "extractor_sha256|Inception"),
     ):
@@ -159,6 +177,8 @@ def test_protocols_refuse_what_they_cannot_honour(reference: Tensor) -> None:
         ({"labels": ""}, "labels"),
         ({"extractor": "digits"}, "extractor"),
         ({"extractor_sha256": "67"}, "8 hex"),
+        ({"resize": "bicubic"}, "resize must be 'tf1' or"),
+        ({"n": 1}, "n must be 2 or more"),
     ):
         with pytest.raises(UsageError, match=message):
             InceptionProtocol(**arguments)
@@ -206,8 +226,16 @@ def test_nothing_is_missing_for_digits() -> None:
     assert DigitsProtocol().missing() == []
 
 
+@pytest.fixture
+def _empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No weights of the user's own."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("REPRO_WEIGHTS", raising=False)
+
+
+@pytest.mark.usefixtures("_empty_cache")
 def test_missing_inception_files_are_named_with_how_to_get_them(tmp_path: Path, reference: Tensor) -> None:
-    protocol = InceptionProtocol()
+    protocol = InceptionProtocol(n=len(reference))
     assert (protocol.labels, protocol.extractor_sha256, protocol.metrics) == ("random", "6726825d", ("FID",))
     lines = protocol.missing(tmp_path)
     assert len(lines) == 2 and str(tmp_path / WEIGHTS) in lines[0] and "torch-fidelity" in lines[0]
@@ -217,7 +245,7 @@ def test_missing_inception_files_are_named_with_how_to_get_them(tmp_path: Path, 
     (tmp_path / "pt_inception-2015-12-05-6726825d.pth").write_bytes(b"")
     assert protocol.missing(tmp_path) == []
     with pytest.raises(MissingPrerequisite, match=r"ffhq-64x64\.npz"):
-        InceptionProtocol(reference="ffhq-64x64.npz").score(reference, reference, tmp_path)
+        InceptionProtocol(reference="ffhq-64x64.npz", n=len(reference)).score(reference, reference, tmp_path)
     with pytest.raises(MissingPrerequisite, match=r"ffhq-64x64\.npz"):
         InceptionProtocol(reference="ffhq-64x64.npz").reference_sha256(reference, tmp_path)
 
@@ -269,23 +297,15 @@ def test_files_that_are_no_statistics_are_named(content: bytes, tmp_path: Path) 
 @pytest.fixture(scope="module")
 def inception_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Weights of the right keys and shapes, He-normal from a fixed seed, and statistics of the right shape."""
-    import torchvision
-
-    network = torchvision.models.inception_v3(weights=None, aux_logits=False, num_classes=1008, init_weights=False)
-    generator = torch.Generator().manual_seed(0)
-    state = network.state_dict()
-    for value in state.values():
-        if value.ndim == 4:
-            value.normal_(0, (2 / value[0].numel()) ** 0.5, generator=generator)
     folder = tmp_path_factory.mktemp("weights")
-    torch.save(state, folder / WEIGHTS)
+    inception_files.write_weights(folder)
     save_statistics(folder / "cifar10-32x32.npz", np.zeros(2048), np.eye(2048))
     return folder
 
 
-def inception_protocol(folder: Path) -> InceptionProtocol:
+def inception_protocol(folder: Path, n: int = 2, **settings: Any) -> InceptionProtocol:
     digest = hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()
-    return InceptionProtocol(extractor_sha256=digest[:8])
+    return InceptionProtocol(extractor_sha256=digest[:8], n=n, **settings)
 
 
 @pytest.mark.slow
@@ -296,7 +316,7 @@ def test_fid_through_the_real_network(
     from torch_fidelity.utils import create_feature_extractor
 
     images = reference[:5].repeat_interleave(4, dim=2).repeat_interleave(4, dim=3)
-    protocol = inception_protocol(inception_dir)
+    protocol = inception_protocol(inception_dir, 5)
     found = protocol.score(images, images, inception_dir)
     network = create_feature_extractor(
         "inception-v3-compat",
@@ -319,7 +339,7 @@ def test_fid_through_the_real_network(
 
 def test_weights_of_another_digest_are_refused(inception_dir: Path, reference: Tensor) -> None:
     with pytest.raises(CorruptData, match="expected 6726825d"):
-        InceptionProtocol().score(reference[:2], reference, inception_dir)
+        InceptionProtocol(n=2).score(reference[:2], reference, inception_dir)
 
 
 class Evil:
@@ -346,3 +366,124 @@ def test_files_that_are_not_the_weights_are_refused_unopened(
     with pytest.raises(CorruptData, match="not the weights"):
         inception_protocol(tmp_path).score(reference[:2], reference, tmp_path)
     assert not (tmp_path / "ran").exists()
+
+
+def test_digits_sfid_is_a_metric_only_where_asked_for(reference: Tensor) -> None:
+    generated = noisy(reference[:400], 32)
+    plain, spatial = DigitsProtocol(), DigitsProtocol(spatial=True)
+    scores = spatial.score(generated, reference)
+    assert tuple(scores) == spatial.metrics == (*plain.metrics, "digits sFID")
+    assert {name: scores[name] for name in plain.metrics} == plain.score(generated, reference)
+    moments = []
+    for images in (generated, reference):
+        moments.append(Moments())
+        moments[-1].update(digits_spatial(images).numpy())
+    wanted = frechet_distance(moments[0].mean, moments[0].covariance, moments[1].mean, moments[1].covariance)
+    assert scores["digits sFID"] == pytest.approx(wanted)
+    assert spatial.score(reference[:, :, :, [7, *range(7)]], reference)["digits sFID"] > 3 * wanted, (
+        "shifted by a pixel"
+    )
+
+
+def test_a_scaled_protocol_parameter_moves_no_hash() -> None:
+    """Neutral values: the canonical form of the old settings is what it was."""
+    assert set(InceptionProtocol.NEUTRAL) | {"labels", "extractor", "extractor_sha256", "reference", "quantise"} == set(
+        inspect.signature(InceptionProtocol).parameters
+    )
+    for protocol in (InceptionProtocol, DigitsProtocol):
+        defaults = {name: p.default for name, p in inspect.signature(protocol).parameters.items()}
+        assert all(defaults[name] == value for name, value in protocol.NEUTRAL.items())
+
+
+@pytest.mark.usefixtures("_empty_cache")
+def test_scoring_refuses_what_is_not_the_protocols(inception_dir: Path, tmp_path: Path, reference: Tensor) -> None:
+    folder = tmp_path / "w"
+    folder.mkdir()
+    os.link(inception_dir / WEIGHTS, folder / WEIGHTS)
+    os.link(inception_dir / "cifar10-32x32.npz", folder / "cifar10-32x32.npz")
+    images = reference[:3]
+    with pytest.raises(UsageError, match="3 images, but InceptionProtocol is a protocol of n = 2.*InceptionProtocol.n"):
+        inception_protocol(folder).score(images, reference, folder)
+    with pytest.raises(UsageError, match="but the protocol's reference is 123456"):
+        inception_protocol(folder, 3, reference_digest="123456").score(images, reference, folder)
+    stored = Reference(
+        "mine", "legacy_pytorch", 10, (8, 8), "x", "0" * 64, {"features": (np.zeros(2048), np.eye(2048))}
+    )
+    save(stored, folder)
+    with pytest.raises(UsageError, match="preprocessing 'legacy_pytorch', but InceptionProtocol compares with 'tf1'"):
+        inception_protocol(folder, 3, reference="mine").score(images, reference, folder)
+    save(
+        dataclasses.replace(stored, id="small", preprocessing="tf1", statistics={"features": (np.zeros(4), np.eye(4))}),
+        folder,
+    )
+    with pytest.raises(CorruptData, match=r"mu \(4,\) .* expected \(2048,\)"):
+        inception_protocol(folder, 3, reference="small").score(images, reference, folder)
+    mixed = inception_protocol(folder, 3, reference="mine", reference_resize="legacy_pytorch")
+    assert mixed.reference_sha256(reference, folder) == mixed.load(folder).sha256
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("_empty_cache")
+def test_the_adm_suite_through_the_real_network(inception_dir: Path, tmp_path: Path) -> None:
+    """Against its own images: distances 0, all precise and recalled; IS of the plain definition."""
+    folder = tmp_path / "w"
+    folder.mkdir()
+    os.link(inception_dir / WEIGHTS, folder / WEIGHTS)
+    digest = hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()
+    images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (6, 3, 16, 16), dtype=np.uint8))
+    extractor = Extractor("own/tf1", folder, layers=("features", "spatial", "logits"), sha256=digest)
+    found = extractor(images)
+    arrays = {"arr_0": images.permute(0, 2, 3, 1).numpy()}
+    for layer, suffix in (("features", ""), ("spatial", "_s")):
+        moments = Moments()
+        moments.update(found[layer])
+        arrays |= {f"mu{suffix}": moments.mean, f"sigma{suffix}": moments.covariance}
+    np.savez(folder / "batch.npz", **arrays)
+    protocol = ADMProtocol(extractor_sha256=digest[:8], reference="batch.npz", n=6)
+    scores = protocol.score(images, images, folder)
+    assert tuple(scores) == protocol.metrics == ("FID", "sFID", "IS", "precision", "recall")
+    scale = float((found["features"] ** 2).sum(axis=1).mean())
+    assert abs(scores["FID"]) < 1e-6 * scale and abs(scores["sFID"]) < 1e-6 * scale
+    assert scores["precision"] == scores["recall"] == 1
+    assert scores["IS"] == pytest.approx(inception_score_adm(found["logits"]), rel=1e-9)
+    other = protocol.score(255 - images, images, folder)
+    assert other["FID"] > 0 and other["sFID"] > 0
+
+
+@pytest.mark.usefixtures("_empty_cache")
+def test_every_protocol_names_what_it_misses(tmp_path: Path) -> None:
+    for protocol, name in (
+        (ADMProtocol(), "VIRTUAL_imagenet256_labeled.npz"),
+        (PytorchFIDProtocol(), "fid_stats_cifar10_train_pytorch.npz"),
+        (DINOv2Protocol(), "img512.pkl"),
+    ):
+        lines = protocol.missing(tmp_path)
+        assert len(lines) == 2 and "doctor --download" in lines[0] and name in lines[1]
+    assert PytorchFIDProtocol().quantise == "round" and PytorchFIDProtocol().resize == "legacy_pytorch"
+    assert DINOv2Protocol().primary == "FD-DINOv2"
+
+
+@pytest.mark.usefixtures("_empty_cache")
+def test_dinov2_wants_a_digest_that_the_user_trusts(tmp_path: Path, reference: Tensor) -> None:
+    (tmp_path / "dinov2_vitl14_pretrain.pth").write_bytes(b"weights")
+    content = {"num_images": 3, "fd_dinov2": {"mu": np.zeros(1024), "sigma": np.eye(1024)}}
+    (tmp_path / "img512.pkl").write_bytes(pickle.dumps(content))
+    with pytest.raises(MissingPrerequisite, match="bind extractor_sha256 = "):
+        DINOv2Protocol(n=2).score(reference[:2], reference, tmp_path)
+    digest = hashlib.sha256(b"weights").hexdigest()
+    with pytest.raises(CorruptData, match="not the weights of DINOv2"):
+        DINOv2Protocol(n=2, extractor_sha256=digest).score(reference[:2], reference, tmp_path)
+
+
+def test_previews_have_names_of_their_own(reference: Tensor) -> None:
+    protocol = DigitsProtocol()
+    found = preview_scores(protocol, reference[:100].flip(2), reference)
+    assert "preview digits FD (n = 100)" in found and not set(found) & set(protocol.metrics)
+
+
+def test_split_score_is_the_adm_score_of_the_whole() -> None:
+    logits = np.random.default_rng(0).standard_normal((95, 4)).astype(np.float32)
+    score = SplitScore(split_size=40)
+    blocks = [{"logits": part} for part in np.array_split(logits, 7)]
+    assert list(score.watch(blocks)) == blocks
+    assert score.value() == pytest.approx(inception_score_adm(logits, 40), rel=1e-12)

@@ -13,7 +13,7 @@ import pytest
 
 from repro import sampling
 from repro.config import REGISTRY
-from repro.data import stream
+from repro.data import orders, stream
 from repro.diffusion import images, losses, precond, samplers
 from repro.models import layers, song
 from repro.training import augment, ema, loop, optimizers, schedules, step
@@ -77,9 +77,9 @@ FAULTS = [
     Fault("ema: half-life", A_VP, ema.HalfLifeEMA, "beta", "float(self.halflife_nimg)", "1.01 * self.halflife_nimg"),
     Fault("ema: ramp-up", F_VP, ema.HalfLifeEMA, "beta", "* cur_nimg", "* 1.01 * cur_nimg"),
     Fault("ema: weights swapped", F_VP, ema, "update", "1 - beta", "beta"),
-    Fault("data: order key", F_VP, stream, "epoch_order", '"data-order", epoch', '"data-order", epoch + 1'),
-    Fault("data: x-flips dropped", E_VP, stream.ImageStream, "__init__", "(2 if xflip else 1)", "1"),
-    Fault("data: x-flips not done", E_VP, stream.ImageStream, "batch", "bool(mirrored.any())", "False"),
+    Fault("data: order key", F_VP, orders, "epoch_order", '"data-order", epoch', '"data-order", epoch + 1'),
+    Fault("data: x-flips dropped", E_VP, stream.ImageStream, "_set_up", "(2 if view.xflip else 1)", "1"),
+    Fault("data: x-flips not done", E_VP, stream.ImageStream, "_compute", "mirrored.any()", "False"),
     Fault("data: range of pixels", F_VP, images, "from_uint8", "127.5 - 1", "128 - 1"),
     Fault("lr: ramp", F_VP, schedules.LinearRampup, "__call__", "min(cur_nimg", "min((cur_nimg + 64)"),
     Fault("adam: eps", F_VP, optimizers.Adam, "create", "eps=self.eps", "eps=2 * self.eps"),

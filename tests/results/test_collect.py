@@ -167,3 +167,60 @@ def test_equal_configurations_share_a_record(runs: Path, monkeypatch: Any) -> No
     """A record belongs to a cell by its hashes, whichever cell asked for it."""
     write_record(runs, make_record(resolved(), 1.0, cell="edm/table2/e/cifar10-cond-ve"))
     assert collected(runs).values == [1.0]
+
+
+T4 = "edm/table4/optimal/cifar10-uncond-vp"
+
+
+def of_table(name: str, runs: Path, scale: str = "mini") -> Collection:
+    table = load_table(name)
+    return collect(table, scale, [runs], table.select(None, ["cifar10-uncond-vp"]))
+
+
+def test_the_minimum_stands_beside_mean_and_sd_over_its_ranges(runs: Path) -> None:
+    base = resolved(T4)
+    assert base.selection().ranges == 3  # at every scale
+    for seed, values in enumerate([(3.0, 2.0, 4.0), (5.0, 6.0, 7.0)]):
+        for k, value in enumerate(values):
+            write_record(runs, make_record(base.with_seed(seed), value, range=k, nfe=49.0 + seed))
+    (result,) = (r for r in of_table("edm/table4", runs).cells if r.cell.name == T4)
+    assert result.values == [2.0, 5.0] and result.over_ranges == (pytest.approx(4.5), pytest.approx(1.0), 3)
+    row = of_table("edm/table4", runs).frame().set_index("cell").loc[T4]
+    assert (row["mean"], row["ranges"], row["mean over ranges"], row["NFE"]) == (3.5, 3, 4.5, 49.5)
+
+
+def test_one_range_has_no_spread_over_ranges(runs: Path) -> None:
+    write_values(runs, F_VP, [1.0])
+    assert collected(runs).over_ranges[2] == 1 and math.isnan(collected(runs).over_ranges[0])
+
+
+def test_a_missing_range_is_waited_for(runs: Path) -> None:
+    for k in (0, 2):
+        write_record(runs, make_record(resolved(T4), 2.0, range=k))
+    (result,) = (r for r in of_table("edm/table4", runs).cells if r.cell.name == T4)
+    assert result.notes == ["seed 0: 2 of 3 candidates"]
+
+
+def test_reference_only_rows_say_why(runs: Path) -> None:
+    (result,) = (r for r in of_table("edm/table4", runs).cells if r.cell.row == "previous")
+    assert result.replicates == [] and result.verdict == ""
+    assert result.notes[0].startswith("reference only: the original stochastic samplers")
+
+
+def test_networks_trained_in_place_of_published_ones_get_no_verdict(runs: Path) -> None:
+    base = resolved(T4, "full")
+    for k in range(3):
+        write_record(runs, make_record(base, 2.27, range=k))
+    (result,) = (r for r in of_table("edm/table4", runs, "full").cells if r.cell.name == T4)
+    assert result.values == [2.27] and result.verdict == ""
+    assert "trained here; the paper evaluated published weights" in result.notes
+
+
+def test_cells_of_two_tables_share_records(runs: Path) -> None:
+    """Table 4's deterministic row is Table 3's last but one: one evaluation."""
+    base = resolved("edm/table3/ours/cifar10-uncond-vp")
+    for k in range(3):
+        write_record(runs, make_record(base, 2.0 + k, range=k))
+    for table, row in (("edm/table3", "ours"), ("edm/table4", "deterministic")):
+        (result,) = (r for r in of_table(table, runs).cells if r.cell.row == row)
+        assert result.values == [2.0]

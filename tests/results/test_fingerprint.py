@@ -12,7 +12,7 @@ from record_factory import resolved
 from repro.cells import Resolved
 from repro.results import fingerprint as module
 from repro.results.check import check_fingerprints
-from repro.results.fingerprint import differences, fingerprint
+from repro.results.fingerprint import Shared, differences, fingerprint
 from repro.results.references import load_fingerprints
 from repro.tables import load_table
 
@@ -42,6 +42,14 @@ def test_the_same_twice_and_after_json(healthy: Any, data: Path) -> None:
 @pytest.mark.parametrize("name", [F_VP, F_VE])
 def test_is_the_committed_one(healthy: Any, name: str) -> None:
     assert differences(healthy(name), load_fingerprints("edm/table2")[f"edm/table2/{name}"]["values"]) == []
+
+
+def test_cells_of_one_trajectory_share_its_steps_and_nothing_else(data: Path) -> None:
+    names = ("edm/table3/ours/cifar10-uncond-vp", "edm/table4/optimal/cifar10-uncond-vp")
+    shared: Shared = {}
+    for name in names:
+        assert fingerprint(resolved(name), data, shared) == fingerprint(resolved(name), data)
+    assert len(shared) == 1
 
 
 def test_leaves_the_number_of_threads_alone(data: Path) -> None:

@@ -93,7 +93,7 @@ def test_json(small: Collection, runs: Path) -> None:
     milestone = resolved().selection().milestones()[-1]
     assert f["replicates"][2] == {
         "seed": 2, "value": 1.2, "milestone_nimg": milestone, "range": 0, "candidates": 1, "NFE": 15.0, "stale": False,
-        "metrics": {"digits FD": 1.2},
+        "metrics": {"digits FD": 1.2}, "over_ranges": [1.2],
     }  # fmt: skip
 
 
@@ -143,3 +143,18 @@ def test_command_line(form: str, runs: Path, data: Path, tmp_path: Path, capsys:
     printed = capsys.readouterr().out
     assert out.read_text() == printed and ("1.05" in printed)
     assert ("missing" in printed) == (form in ("md", "latex", "html", "svg"))
+
+
+def test_every_shown_metric_has_ours_and_the_paper_s(runs: Path) -> None:
+    table = load_table("edm/table3")
+    base = resolved("edm/table3/rk45/cifar10-uncond-vp")
+    for k in range(3):
+        write_record(runs, make_record(base, 3.0 + k, range=k, nfe=34.25))
+    text = render(collect(table, "mini", [runs], table.select(["original", "rk45"], ["cifar10-uncond-vp"])), "md", [])
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
+    assert lines[0] == ["", "CIFAR-10 uncond. VP: digits FD", "paper's FID", "NFE", "paper's NFE"]
+    assert lines[2] == ["Original sampler", "reference only", "2.85", "", "256"]
+    assert lines[3] == ["Black-box RK45", "3.00† [4.00 ± 1.00]", "2.94*", "34.25", "115"]
+    assert "In brackets: mean and sd over the 3 ranges of which our value is the minimum." in text
+    assert "† rk45: inferred setting" in text and "* Evaluated by the paper from published weights" in text
+    assert "reference only: the original samplers" in text

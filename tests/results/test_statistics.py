@@ -15,7 +15,9 @@ from repro.results.statistics import (
     against_replicates,
     log_moments,
     power,
+    table_false_alarms,
     table_holds,
+    table_power,
 )
 
 
@@ -125,3 +127,61 @@ def test_too_few_values() -> None:
 def test_a_reference_without_spread() -> None:
     assert against_replicates([1.0], [1.0, 1.0]).holds
     assert not against_replicates([1.1], [1.0, 1.0]).holds
+
+
+def failing_tables(cells: int, shifted: int, trials: int, seed: int, m: int = 8, k: int = 3) -> int:
+    """How many of many simulated tables fail the rule; the first `shifted` cells have moved by four sd."""
+    rng = np.random.default_rng(seed)
+    failed = 0
+    for _ in range(trials):
+        moves = np.where(np.arange(cells) < shifted, 4.0, 0.0)
+        old = np.exp(1 + 0.05 * rng.standard_normal((cells, m)))
+        new = np.exp(1 + 0.05 * (moves[:, None] + rng.standard_normal((cells, k))))
+        pairs = zip(new, old, strict=True)
+        failed += not table_holds([against_replicates(list(a), list(b)) for a, b in pairs])
+    return failed
+
+
+@pytest.mark.parametrize(("cells", "shifted"), [(1, 1), (12, 1), (12, 2), (6, 3)])
+def test_power_of_a_table_by_simulation(cells: int, shifted: int) -> None:
+    trials, expected = 600, table_power(8, 3, cells, shifted)
+    low, high = stats.binom.ppf([0.0005, 0.9995], trials, expected)
+    assert low <= failing_tables(cells, shifted, trials, seed=cells + shifted) <= high
+    assert expected > 0.5
+
+
+def test_false_alarms_of_a_table_stay_below_the_bound() -> None:
+    trials = 1000
+    assert table_false_alarms(12) == pytest.approx(0.0166)
+    assert table_power(8, 3, 12, shifted=0) <= table_false_alarms(12)
+    assert failing_tables(12, 0, trials, seed=3) <= stats.binom.ppf(0.9995, trials, table_false_alarms(12))
+
+
+def test_one_cells_table_has_the_power_of_the_cell() -> None:
+    assert table_power(8, 3, 1) == pytest.approx(power(8, 3))
+    assert table_power(8, 3, 12, 1) < power(8, 3) < table_power(8, 3, 12, 3)
+
+
+@given(st.integers(2, 10), st.integers(1, 5), st.integers(1, 50), st.data())
+def test_power_of_a_table_is_a_probability_that_grows(m: int, k: int, cells: int, data: st.DataObject) -> None:
+    shifted = data.draw(st.integers(0, cells - 1))
+    one, more = table_power(m, k, cells, shifted), table_power(m, k, cells, shifted + 1)
+    assert -1e-9 <= one <= more + 1e-9 <= 1 + 2e-9
+
+
+@pytest.mark.parametrize(("spread", "k"), [(0.02, 1), (0.02, 3)])
+def test_false_alarms_against_a_paper(spread: float, k: int) -> None:
+    """The paper's one value and ours, each of 2 % relative sd."""
+    rng, trials = np.random.default_rng(5), 5000
+    printed = np.exp(spread * rng.standard_normal(trials))
+    ours = np.exp(spread * rng.standard_normal((trials, k)))
+    outside = sum(not against_paper(list(a), float(b)).holds for a, b in zip(ours, printed, strict=True))
+    low, high = stats.binom.ppf([0.0005, 0.9995], trials, LEVEL)
+    assert low <= outside <= high
+
+
+def test_the_logarithm_is_what_makes_cells_of_any_size_alike() -> None:
+    """A spread that is proportional to the distance gives one p, whatever the distance."""
+    reference = [1.0, 1.1, 0.9, 1.05]
+    values = [against_replicates([1.2 * unit], [x * unit for x in reference]).p for unit in (0.01, 1.0, 300.0)]
+    assert values == pytest.approx([values[0]] * 3)

@@ -38,7 +38,7 @@ def gradient(size: int, **kwargs: Any) -> tuple[list[Tensor], float, list[float]
     before = [p.detach().clone() for p in net.parameters()]
     result = training_step(net, squares, weights, optimizer, parts(images, size), lr=1.0, batch=6, **kwargs)
     moved = [old - new.detach() for old, new in zip(before, net.parameters(), strict=True)]
-    return moved, result.grad_norm, result.losses
+    return moved, result.grad_norm, result.parts
 
 
 def expected(factor: float) -> list[Tensor]:
