@@ -66,7 +66,7 @@ class Trajectory:
     NEUTRAL = {"infinite_gradient": 1e5}
 
     data: Dataset
-    denoiser: Precond
+    denoiser: Precond | DiscreteDenoiser
     loss: Callable[..., Any]
     lr: ConstantRate | InverseSqrtDecay | LinearRampup
     batch: int

@@ -149,10 +149,34 @@ def small(**changes: Any) -> DiscreteDenoiser:
 
 def test_each_image_depends_on_its_own_seed() -> None:
     sampler = functools.partial(ancestral_sampler, num_steps=3, guidance=1.5)
-    whole = generate(small(), sampler, [4, 5, 6], batch=3)  # type: ignore[arg-type]
-    parts = torch.cat([generate(small(), sampler, [seed]) for seed in (4, 5, 6)])  # type: ignore[arg-type]
+    whole = generate(small(), sampler, [4, 5, 6], batch=3).images
+    parts = torch.cat([generate(small(), sampler, [seed]).images for seed in (4, 5, 6)])
     assert whole.shape == (3, 1, 8, 8) and whole.dtype == torch.uint8
     assert (whole.int() - parts.int()).abs().max() <= 1
+
+
+@pytest.mark.parametrize("guidance, evaluations", [(1.0, 1), (1.5, 2)])
+@pytest.mark.parametrize("sampler, steps", [(ancestral_sampler, 3), (ddim_sampler, 4)])
+def test_nfe_is_measured(sampler: Any, steps: int, guidance: float, evaluations: int) -> None:
+    """Guidance takes two evaluations a step, whatever the batches are."""
+    bound = functools.partial(sampler, num_steps=steps, guidance=guidance)
+    found = generate(small(), bound, range(5), batch=2)
+    assert found.nfe == evaluations * steps == count_nfe(bound)
+    assert len(found.images) == 5
+
+
+def test_generating_in_batches_fuses_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[DiscreteDenoiser] = []
+    original = DiscreteDenoiser.inference
+
+    def inference(net: DiscreteDenoiser) -> DiscreteDenoiser:
+        made.append(original(net))
+        return made[-1]
+
+    monkeypatch.setattr(DiscreteDenoiser, "inference", inference)
+    net = small()
+    generate(net, functools.partial(ancestral_sampler, num_steps=2), range(6), batch=2)
+    assert len(made) == 3 and made[0] is not net and made[0] is made[1] is made[2]
 
 
 def test_sampling_leaves_the_network_as_it_was() -> None:
