@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from typing import Any
 
 import pytest
@@ -10,7 +9,7 @@ import torch
 
 from repro import assets
 from repro.cells import Resolved, resolve
-from repro.config import REGISTRY, build, flatten
+from repro.config import build, flatten
 from repro.diffusion.draws import StepDraws
 from repro.diffusion.samplers import count_nfe
 from repro.models.counting import cost
@@ -28,6 +27,13 @@ PRINTED = {
     "dit-xl-2": (20.05, 6.25, 66.74, 0.632, 0.629, 118.68),
     "udit-l": (10.08, 5.21, 112.44, 0.702, 0.631, 85.00),
 }
+QUOTED = {
+    "dit-s-2-original": 68.40,
+    "dit-l-4-original": 45.64,
+    "dit-b-2-original": 43.47,
+    "dit-l-2-original": 23.33,
+    "dit-xl-2-original": 19.47,
+}
 METRICS = ("FID", "sFID", "IS", "precision", "recall", "GFLOPs")
 MODEL = "trajectory.denoiser.model"
 PARAMETERS = {
@@ -40,9 +46,6 @@ PARAMETERS = {
     "dit-xl-2": 674_834_720,
     "udit-l": 916_335_304,
 }
-needs_latents = pytest.mark.skipif(
-    not {"Latents", "ADMProtocol"} <= set(REGISTRY), reason="latents and the ADM suite are not configurable yet"
-)
 
 
 def of(row: str, scale: str = "full", bindings: tuple[str, ...] = ()) -> Resolved:
@@ -58,8 +61,9 @@ def differences(first: str, second: str, scale: str = "full") -> dict[str, Any]:
 
 
 def test_values_as_printed_in_the_papers_order() -> None:
-    assert {cell.row: tuple(cell.reference[name] for name in METRICS) for cell in TABLE.cells} == PRINTED
-    assert [cell.row for cell in TABLE.cells] == list(PRINTED)
+    assert {cell.row: tuple(cell.reference[name] for name in METRICS) for cell in TABLE.computable} == PRINTED
+    assert [cell.row for cell in TABLE.computable] == list(PRINTED)
+    assert TABLE.shown == METRICS[:-1]
 
 
 def test_lab_cards() -> None:
@@ -70,13 +74,13 @@ def test_lab_cards() -> None:
         assert f"FID {values[0]:.2f}, " in text and f"{values[-1]:.2f} GFLOPs" in text
 
 
-def test_quoted_rows_are_no_rows() -> None:
-    content = tomllib.loads((assets.tables_dir() / "udit_table2.toml").read_text())
-    assert content["quoted"]["DiT-XL/2"] == {"FID": 19.47, "GFLOPs": 118.64}
-    assert len(content["quoted"]) == 5
+def test_quoted_rows_are_for_reference_only() -> None:
+    quoted = {cell.row: cell for cell in TABLE.cells if cell.reference_only}
+    assert {row: cell.reference["FID"] for row, cell in quoted.items()} == QUOTED
+    assert quoted["dit-xl-2-original"].reference == {"FID": 19.47, "GFLOPs": 118.64}
+    assert all(cell.gin == [] for cell in quoted.values())
 
 
-@needs_latents
 def test_rows_differ_in_the_size_alone() -> None:
     assert differences("dit-s-2", "dit-b-2") == {f"{MODEL}.num_heads": 12}
     assert differences("dit-l-4", "dit-l-2") == {f"{MODEL}.patch_size": 2}
@@ -86,7 +90,6 @@ def test_rows_differ_in_the_size_alone() -> None:
     assert all(path.startswith(MODEL) for path in differences("dit-s-2", "udit-s"))
 
 
-@needs_latents
 @pytest.mark.parametrize("row", PRINTED)
 def test_rows_build_networks_of_the_counted_sizes(row: str) -> None:
     """The paper's GFLOPs are multiply-accumulates with norms and softmax: within 0.1 %."""
@@ -95,7 +98,6 @@ def test_rows_build_networks_of_the_counted_sizes(row: str) -> None:
     assert found.traced / 1e9 == pytest.approx(PRINTED[row][-1], rel=1e-3)
 
 
-@needs_latents
 @pytest.mark.parametrize("scale", ["mini", "ci"])
 def test_rows_differ_alike_at_every_scale(scale: str) -> None:
     rows = list(PRINTED)
@@ -105,7 +107,6 @@ def test_rows_differ_alike_at_every_scale(scale: str) -> None:
     assert collisions(full, small) == []
 
 
-@needs_latents
 @pytest.mark.parametrize("row", PRINTED)
 def test_small_networks_train_and_sample(row: str) -> None:
     """One loss with its gradient and a few steps of the sampler, in the form that the loop and `generate` call them."""
@@ -123,7 +124,14 @@ def test_small_networks_train_and_sample(row: str) -> None:
     assert sampled.shape == (2, 1, 16, 16) and sampled.isfinite().all()
 
 
-@needs_latents
+def test_mini_has_the_tables_metrics_and_whole_batches() -> None:
+    resolved = of("udit-s", "mini")
+    protocol, data = resolved.protocol(), resolved.dataset()
+    assert set(protocol.metrics) == {f"digits {name}" for name in ("FD", "sFID", "IS", "precision", "recall")}
+    assert data.whole_batches == resolved.trajectory.args["batch"] == 59
+    assert of("udit-s").dataset().whole_batches == of("udit-s").trajectory.args["batch"] == 256
+
+
 def test_guidance_and_length_share_a_trajectory() -> None:
     plain = of("udit-b")
     guided = of("udit-b", bindings=("ancestral_sampler.guidance = 1.5",))

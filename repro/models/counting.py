@@ -10,7 +10,8 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from repro.models.udit import fused
+from repro.models.dit import DiT
+from repro.models.udit import UDiT, fused
 
 
 class Cost(NamedTuple):
@@ -44,6 +45,11 @@ _TRACED = {
     torch.ops.aten._safe_softmax: _per_element(1),
     torch.ops.aten.linalg_vector_norm: _per_element(0.5),  # of queries and of keys
 }
+
+
+def is_countable(net: nn.Module) -> bool:
+    """Whether `cost` knows how the network is called."""
+    return isinstance(net, DiT | UDiT)
 
 
 def cost(make: Callable[[], nn.Module], resolution: int | None = None) -> Cost:
