@@ -10,6 +10,9 @@ from repro.config import register
 from repro.data.sources import FFHQ, AFHQv2, CelebA, Cifar10, Coco, Digits, ImageFolder, ImageNet, Latents
 from repro.data.stream import Dataset
 from repro.diffusion.ablation import ablation_sampler
+from repro.diffusion.discrete_denoiser import DiscreteDenoiser
+from repro.diffusion.discrete_losses import HybridLoss
+from repro.diffusion.discrete_samplers import ancestral_sampler, ddim_sampler
 from repro.diffusion.edm2 import EDM2Precond, UncertaintyLoss
 from repro.diffusion.guidance import edm2_sampler
 from repro.diffusion.losses import EDMLoss, VELoss, VPLoss, iDDPMLoss
@@ -25,15 +28,17 @@ from repro.metrics.protocols import (
     PytorchFIDProtocol,
 )
 from repro.models.adm import DhariwalUNet
+from repro.models.dit import DiT
 from repro.models.edm2 import EDM2UNet
 from repro.models.song import SongUNet
+from repro.models.udit import UDiT
 from repro.scale import Scale
 from repro.selection import BestSnapshot, FinalSnapshot, MinimumOfRanges, Selection
 from repro.training.augment import AugmentPipe
-from repro.training.ema import HalfLifeEMA, PowerEMA, TraditionalEMA
-from repro.training.optimizers import Adam
+from repro.training.ema import ConstantEMA, HalfLifeEMA, PowerEMA, TraditionalEMA
+from repro.training.optimizers import Adam, AdamW
 from repro.training.posthoc import PostHocEMA
-from repro.training.schedules import InverseSqrtDecay, LinearRampup
+from repro.training.schedules import ConstantRate, InverseSqrtDecay, LinearRampup
 from repro.training.step import Reduction
 
 
@@ -43,8 +48,8 @@ class Trajectory:
 
     Args:
         data: the data set and how it is prepared.
-        denoiser: preconditioned network.
-        loss: weighted squared error a pixel.
+        denoiser: preconditioned network, or a `DiscreteDenoiser`, of which loss and sampler know more than `Precond`.
+        loss: weighted squared error a pixel, or one number an image.
         lr: learning rate as a function of images seen.
         batch: global batch in images.
         optimizer: update rule.
@@ -61,11 +66,11 @@ class Trajectory:
     NEUTRAL = {"infinite_gradient": 1e5}
 
     data: Dataset
-    denoiser: Precond
+    denoiser: Precond | DiscreteDenoiser
     loss: Callable[..., Any]
-    lr: InverseSqrtDecay | LinearRampup
+    lr: ConstantRate | InverseSqrtDecay | LinearRampup
     batch: int
-    optimizer: Adam
+    optimizer: Adam | AdamW
     augment: AugmentPipe | None = None
     loss_scale: float = 1.0
     loss_reduction: Reduction = "sum"
@@ -100,7 +105,7 @@ class Evaluation:
 
     UNITS = {"protocol": "protocol", "num_samples": "samples"}
 
-    ema: PostHocEMA | PowerEMA | HalfLifeEMA
+    ema: PostHocEMA | PowerEMA | HalfLifeEMA | ConstantEMA
     sampler: Callable[..., Any]
     protocol: DigitsProtocol | InceptionProtocol | PytorchFIDProtocol | ADMProtocol | DINOv2Protocol
     selection: Selection
@@ -162,29 +167,38 @@ CONFIGURABLES: Sequence[Callable[..., Any]] = (
     SongUNet,
     DhariwalUNet,
     EDM2UNet,
+    DiT,
+    UDiT,
     VPPrecond,
     VEPrecond,
     iDDPMPrecond,
     EDMPrecond,
     EDM2Precond,
+    DiscreteDenoiser,
     VPLoss,
     VELoss,
     iDDPMLoss,
     EDMLoss,
     UncertaintyLoss,
+    HybridLoss,
     edm_sampler,
     ablation_sampler,
     rk45_sampler,
     edm2_sampler,
+    ancestral_sampler,
+    ddim_sampler,
     # training
     AugmentPipe,
     HalfLifeEMA,
     TraditionalEMA,
     PowerEMA,
     PostHocEMA,
+    ConstantEMA,
     LinearRampup,
     InverseSqrtDecay,
+    ConstantRate,
     Adam,
+    AdamW,
     # scoring
     DigitsProtocol,
     InceptionProtocol,

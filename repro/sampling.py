@@ -9,11 +9,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from repro.diffusion.discrete_denoiser import DiscreteDenoiser
 from repro.diffusion.draws import StackedGenerator
 from repro.diffusion.images import to_uint8
 from repro.diffusion.precond import Precond
 
 LabelRule = Literal["random", "balanced"]
+Network = Precond | DiscreteDenoiser
 
 
 class Generated(NamedTuple):
@@ -24,22 +26,32 @@ class Generated(NamedTuple):
 
 
 class Counted:
-    """A denoiser that counts the images it was called for."""
+    """A denoiser that counts the images it was called for. What else a sampler asks of it is the denoiser's own."""
 
-    def __init__(self, net: Precond) -> None:
+    def __init__(self, net: Network) -> None:
         self.net = net
         self.images = 0
-        self.sigma_min, self.sigma_max, self.round_sigma = net.sigma_min, net.sigma_max, net.round_sigma
 
-    def __call__(self, x: Tensor, sigma: Tensor, class_labels: Tensor | None = None) -> Tensor:
+    def __getattr__(self, name: str) -> Any:
+        if name == "net":  # not set yet
+            raise AttributeError(name)
+        return getattr(self.net, name)
+
+    def __call__(self, x: Tensor, level: Tensor, class_labels: Tensor | None = None) -> Tensor:
         self.images += len(x)
-        denoised: Tensor = self.net(x, sigma, class_labels)
-        return denoised
+        output: Tensor = self.net(x, level, class_labels)
+        return output
+
+    def inference(self) -> Counted:
+        """This one, from now on in the form to sample from (of a `DiscreteDenoiser`): made once for all batches."""
+        assert isinstance(self.net, DiscreteDenoiser)
+        self.net = self.net.inference()
+        return self
 
 
 @torch.no_grad()
 def generate(
-    net: Precond,
+    net: Network,
     sampler: Callable[..., Tensor],
     seeds: Sequence[int],
     *,

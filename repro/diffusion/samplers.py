@@ -117,8 +117,12 @@ def is_adaptive(sampler: Callable[..., Tensor]) -> bool:
 def count_nfe(sampler: Callable[..., Tensor]) -> int:
     """Denoiser calls for one image (NFE) of a sampler whose configuration is already bound, found by running it.
 
-    Of an adaptive sampler those for one exactly denoised image, as a rough figure.
+    Of an adaptive sampler those for one exactly denoised image, as a rough figure. Samplers that need more of a network
+    than its calls (discrete ones) state the number by a rule of their own.
     """
+    rule = getattr(getattr(sampler, "func", sampler), "NFE", None)
+    if rule is not None:
+        return int(rule(**getattr(sampler, "keywords", {})))
     net = _CountingDenoiser()
     sampler(net, torch.zeros(1, 1, 1, 1))
     return net.calls

@@ -24,7 +24,6 @@ import torch
 from torch import Tensor, nn
 
 from repro import assets
-from repro.diffusion.precond import Precond
 from repro.errors import CheckFailed, CorruptData, UsageError
 from repro.experiment import Evaluation, Execution
 from repro.files import make_folder, write_atomic
@@ -34,7 +33,7 @@ from repro.metrics.feature_protocol import FeatureProtocol
 from repro.metrics.measure import BLOCK
 from repro.metrics.quantise import beyond_truncation
 from repro.metrics.weights import StrPath
-from repro.sampling import generate
+from repro.sampling import Network, generate
 from repro.training.distributed import World
 
 Block = dict[str, npt.NDArray[Any]]
@@ -73,7 +72,7 @@ class Scoring:
         wait_seconds: how long rank 0 waits for a block that another rank does not deliver.
     """
 
-    net: Precond
+    net: Network
     evaluation: Evaluation
     first_seed: int
     folder: Path

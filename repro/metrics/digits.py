@@ -52,7 +52,7 @@ class DigitsNet(nn.Module):
         return features, self.classifier(features)
 
     def spatial(self, images: Tensor) -> Tensor:
-        """The feature of digits sFID: where things are, not only what they are.
+        """The feature of digits sFD: where things are, not only what they are.
 
         Returns:
             (N, 112) float32: the first 7 channels of the last 4x4 map, flattened in the order row, column, channel, as

@@ -77,7 +77,7 @@ class DigitsProtocol:
         extractor_sha256: digest of its weights file.
         quantise: how sampled images become uint8, a key of `repro.metrics.quantise.QUANTISERS`; "truncate" is
             floor(clip(127.5 x + 128, 0, 255)).
-        spatial: also report digits sFID, on features that keep their place (the ADM suite's fifth metric).
+        spatial: also report digits sFD, on features that keep their place (the ADM suite's fifth metric).
     """
 
     NEUTRAL = {"spatial": False}
@@ -108,7 +108,7 @@ class DigitsProtocol:
     def metrics(self) -> tuple[str, ...]:
         """Names of all metrics."""
         suite = ("digits FD", "digits IS", "digits precision", "digits recall")
-        return (*suite, "digits sFID") if self.spatial else suite
+        return (*suite, "digits sFD") if self.spatial else suite
 
     def missing(self, weights_dir: StrPath | None = None) -> list[str]:
         """What has to be fetched before `score`: nothing, the weights ship with this package."""
@@ -150,7 +150,7 @@ class DigitsProtocol:
         if self.spatial:
             pairs = (_statistics(digits_spatial(images)) for images in (generated, reference))
             (mu, sigma), (mu_ref, sigma_ref) = pairs
-            scores["digits sFID"] = frechet_distance(mu, sigma, mu_ref, sigma_ref)
+            scores["digits sFD"] = frechet_distance(mu, sigma, mu_ref, sigma_ref)
         return scores
 
 

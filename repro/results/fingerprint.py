@@ -7,8 +7,8 @@ the way from data to a score moves at least one number:
     schedule, milestones    learning rate and EMA decay at five points of training, and where the cell looks
     data, images, draws     which images the first steps see, and the streams of randomness
     init                    size of the weights of a fresh network
-    loss_*, optimizer, augment, denoiser, sampler_*, scores
-                            single parts on their own (see `repro.results.probes`)
+    loss_*, optimizer, augment, denoiser, process, sampler_*, scores
+                            single parts on their own (see `repro.results.probes` and `discrete_probes`)
     losses, grad_norms, applied_norms, update, ema_update
                             three whole steps: losses, gradients before and after clipping, moves of weights and EMA
     labels, latents, pixels, quantised
@@ -32,13 +32,13 @@ from torch import Tensor, nn
 from repro.cells import Resolved
 from repro.config import build
 from repro.data.stream import ImageStream
+from repro.diffusion.discrete_denoiser import DiscreteDenoiser
 from repro.diffusion.draws import StepDraws
-from repro.diffusion.precond import Precond
 from repro.experiment import Evaluation, Trajectory
 from repro.launch.work import build_trajectory
 from repro.metrics.quantise import beyond_truncation
-from repro.results import probes
-from repro.sampling import generate
+from repro.results import discrete_probes, probes
+from repro.sampling import Network, generate
 from repro.training.loop import Tracked, Trainer
 
 STEPS = 3
@@ -49,6 +49,7 @@ STEPS_RTOL, TIGHT_RTOL, EXACT_RTOL = 5e-4, 1e-4, 1e-7
 TOLERANCES = {
     **dict.fromkeys(("losses", "grad_norms", "applied_norms", "update", "ema_update"), STEPS_RTOL),
     **dict.fromkeys(("schedule", "init", "draws", "optimizer", "augment", "denoiser", "latents"), TIGHT_RTOL),
+    **dict.fromkeys(("process", "loss_value", "sampler_path"), TIGHT_RTOL),
     **dict.fromkeys(("sampler_sigma", "sampler_end"), EXACT_RTOL),
 }
 
@@ -81,7 +82,7 @@ def fingerprint(resolved: Resolved, data_dir: Path, shared: Shared | None = None
         return {
             **numbers,
             "milestones": [len(selection.milestones()), total, selection.ranges],
-            **probes.sampler(evaluation.sampler, trajectory.denoiser),
+            **_path(evaluation, trajectory.denoiser),
             "scores": probes.scores(evaluation.protocol, stream),
             **_pixels(evaluation, trajectory.denoiser),
         }
@@ -100,12 +101,27 @@ def _of_trajectory(resolved: Resolved, trajectory: Trajectory, stream: ImageStre
         "images": zlib.crc32(stream.batch(first, batch)[0].numpy().tobytes()),
         "draws": _draws(stream, trajectory.seed, batch),
         "init": init,
-        **probes.noise_levels(trajectory.loss),
+        **_network(trajectory),
         "optimizer": probes.optimizer(trajectory),
         "augment": probes.augmentation(trajectory, stream),
-        "denoiser": probes.denoiser(net),
         **_training(resolved, trajectory, stream, first, total),
     }
+
+
+def _network(trajectory: Trajectory) -> dict[str, Any]:
+    """Network and loss on their own."""
+    net = trajectory.denoiser
+    if isinstance(net, DiscreteDenoiser):
+        found = discrete_probes.losses(trajectory.loss, net)
+        return {**found, "process": discrete_probes.process(net), "denoiser": discrete_probes.denoiser(net)}
+    return {**probes.noise_levels(trajectory.loss), "denoiser": probes.denoiser(net)}
+
+
+def _path(evaluation: Evaluation, net: Network) -> dict[str, Any]:
+    """The sampler on its own."""
+    if isinstance(net, DiscreteDenoiser):
+        return discrete_probes.sampler(evaluation.sampler, net)
+    return probes.sampler(evaluation.sampler, net)
 
 
 @torch.no_grad()
@@ -153,7 +169,7 @@ def _training(
     return found
 
 
-def _pixels(evaluation: Evaluation, net: Precond) -> dict[str, Any]:
+def _pixels(evaluation: Evaluation, net: Network) -> dict[str, Any]:
     """Two images as an evaluation makes them: labels, noise, and means, spreads and first row before quantisation."""
     seen: dict[str, Any] = {}
 

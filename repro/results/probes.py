@@ -73,7 +73,7 @@ def augmentation(trajectory: Trajectory, stream: ImageStream) -> list[float]:
         return []
     images = from_uint8(stream.all_images()[:AUGMENTED])
     changed, labels = trajectory.augment(images, StepDraws(trajectory.seed, 0, len(images), 0, len(images)))
-    return [_rms(changed), _rms(changed - images), *(_rms(column) for column in labels.unbind(1))]
+    return [rms(changed), rms(changed - images), *(rms(column) for column in labels.unbind(1))]
 
 
 @torch.no_grad()
@@ -88,11 +88,11 @@ def denoiser(net: Precond) -> list[float]:
     found = []
     for index, sigma in enumerate(SIGMAS):
         x = 0.5 * fixed_normal(shape, index) + sigma * fixed_normal(shape, 100 + index)
-        found.append(_rms((net(x, torch.tensor([sigma]), labels) - x) / sigma))
+        found.append(rms((net(x, torch.tensor([sigma]), labels) - x) / sigma))
     norms = [m for m in net.modules() if type(m).__name__.endswith("Norm")]
     widths = [_width(norm) for norm in norms]
     answers = [norm(1e-3 * fixed_normal((2, n, 2, 2), 200)) for norm, n in zip(norms, widths, strict=True)]
-    return [*found, *(_rms(answer) for answer in answers[:1]), math.hypot(*(_rms(answer) for answer in answers))]
+    return [*found, *(rms(answer) for answer in answers[:1]), math.hypot(*(rms(answer) for answer in answers))]
 
 
 def sampler(bound: Callable[..., Tensor], net: Precond) -> dict[str, list[float]]:
@@ -130,5 +130,6 @@ def _width(norm: Any) -> int:
     return int(4 * norm.num_groups) if scales is None else int(scales.numel())
 
 
-def _rms(x: Tensor) -> float:
+def rms(x: Tensor) -> float:
+    """Root mean square of all elements."""
     return math.sqrt(float(x.detach().double().square().mean()))

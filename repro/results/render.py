@@ -73,10 +73,11 @@ def pair(collection: Collection, result: CellResult | None, metric: str) -> tupl
 
 
 def number(value: float) -> str:
-    """A count as it is, anything else with two digits; '' for nan."""
+    """A count as it is, a share with three digits, anything else with two; '' for nan."""
     if math.isnan(value):
         return ""
-    return f"{value:.0f}" if value == round(value) else f"{value:.2f}"
+    digits = 0 if value == round(value) else 3 if abs(value) < 1 else 2
+    return f"{value:.{digits}f}"
 
 
 def ours(result: CellResult) -> str:

@@ -118,13 +118,42 @@ class PowerEMA(RunningEMA):
         return {"class": "PowerEMA", "std": self.std}
 
 
-Profile = HalfLifeEMA | PowerEMA
+class ConstantEMA(RunningEMA):
+    """EMA of constant decay 1 - batch / length_nimg, without ramp-up (DiT, U-DiT: e = 0.9999 e + 0.0001 w a step).
+
+    Args:
+        length_nimg: images over which the weights of the past decay to 1/e; 2,560,000 is a decay of 0.9999 a step of
+            256 images.
+    """
+
+    UNITS = {"length_nimg": "halflife"}
+
+    def __init__(self, length_nimg: float = 2_560_000) -> None:
+        self.length_nimg = length_nimg
+
+    @property
+    def name(self) -> str:
+        """Name of the profile in file names; equal for equal settings."""
+        length = float(self.length_nimg)
+        return f"constant{int(length) if length.is_integer() else length!r}"
+
+    def beta(self, cur_nimg: int, batch: int) -> float:
+        """Decay of a step of `batch` images, whatever was seen before; 0 for a batch longer than the average."""
+        return max(1 - batch / self.length_nimg, 0.0)
+
+    def settings(self) -> dict[str, Any]:
+        """What `from_settings` makes an equal profile of: plain values, for checkpoints."""
+        return {"class": "ConstantEMA", "length_nimg": self.length_nimg}
+
+
+Profile = HalfLifeEMA | PowerEMA | ConstantEMA
 """A running average: `name`, `beta(cur_nimg, batch)` and `settings()`."""
 
 
 def from_settings(settings: Mapping[str, Any]) -> Profile:
     """The profile that `settings()` described. Raises KeyError for a class that this version does not know."""
     kinds: dict[str, type[Profile]] = {
+        "ConstantEMA": ConstantEMA,
         "HalfLifeEMA": HalfLifeEMA,
         "TraditionalEMA": TraditionalEMA,
         "PowerEMA": PowerEMA,

@@ -21,3 +21,19 @@ class Adam:
     def create(self, weights: Parameter) -> torch.optim.Optimizer:
         """The optimiser of one vector; the loop sets the learning rate before every step."""
         return torch.optim.Adam([weights], lr=0.0, betas=(self.betas[0], self.betas[1]), eps=self.eps, fused=True)
+
+
+class AdamW:
+    """Adam with decoupled weight decay (Loshchilov and Hutter 2019); DiT and U-DiT decay by 0."""
+
+    def __init__(self, betas: Sequence[float] = (0.9, 0.999), eps: float = 1e-8, weight_decay: float = 0.0) -> None:
+        self.betas = betas
+        self.eps = eps
+        self.weight_decay = weight_decay
+
+    def create(self, weights: Parameter) -> torch.optim.Optimizer:
+        """The optimiser of one vector; the loop sets the learning rate before every step."""
+        betas = (self.betas[0], self.betas[1])
+        return torch.optim.AdamW(
+            [weights], lr=0.0, betas=betas, eps=self.eps, weight_decay=self.weight_decay, fused=True
+        )

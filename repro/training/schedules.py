@@ -50,3 +50,14 @@ class InverseSqrtDecay:
         if self.rampup_nimg:
             rate *= min(cur_nimg / self.rampup_nimg, 1.0)
         return rate
+
+
+class ConstantRate:
+    """The same learning rate throughout, without ramp-up (DiT, U-DiT)."""
+
+    def __init__(self, lr: float = 1e-4) -> None:
+        self.lr = lr
+
+    def __call__(self, cur_nimg: int) -> float:
+        """Learning rate of the step before which `cur_nimg` images were seen."""
+        return self.lr

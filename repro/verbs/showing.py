@@ -10,7 +10,9 @@ import torch
 
 from repro.cells import Resolved, resolve
 from repro.config import build, flatten, flatten_origins
+from repro.diffusion.discrete_denoiser import DiscreteDenoiser
 from repro.diffusion.samplers import count_nfe, is_adaptive
+from repro.models.counting import cost, is_countable
 from repro.verbs.computing import computable_cell
 
 ADAPTIVE = "adaptive: measured when sampling, a mean over images"
@@ -26,6 +28,8 @@ def show(options: argparse.Namespace) -> int:
     print(f"{facts['cell']} at {facts['scale']}")
     for key in ("trajectory_hash", "evaluation_hash", "parameters", "nfe", "milestone_kimg", "candidates", "ranges"):
         print(f"  {key:16} {ADAPTIVE if key == 'nfe' and facts[key] is None else facts[key]}")
+    if facts["gflops"] is not None:
+        print(f"  {'gflops':16} {facts['gflops']:.2f} (multiply-accumulates of an image, as the paper counts them)")
     print(f"  {'snapshots_gb':16} {facts['snapshots_gb']:.2f} (disk for the EMA at every candidate)")
     print(f"  {'gin':16} {', '.join(facts['gin'])}")
     values = flatten(resolved.experiment)
@@ -42,6 +46,7 @@ def describe(resolved: Resolved) -> dict[str, Any]:
     parameters = sum(p.numel() for p in net.parameters() if p.requires_grad)
     selection = resolved.selection()
     sampler = build(resolved.evaluation.args["sampler"])
+    countable = isinstance(net, DiscreteDenoiser) and is_countable(net.model)
     milestones = selection.milestones()
     return {
         "cell": resolved.cell.name,
@@ -50,6 +55,7 @@ def describe(resolved: Resolved) -> dict[str, Any]:
         "trajectory_hash": resolved.trajectory_hash,
         "evaluation_hash": resolved.evaluation_hash,
         "parameters": parameters,
+        "gflops": cost(lambda: net.model).traced / 1e9 if countable else None,
         "nfe": None if is_adaptive(sampler) else count_nfe(sampler),
         "milestone_kimg": milestones[-1] / 1000,
         "milestones_kimg": [milestone / 1000 for milestone in milestones],

@@ -12,6 +12,8 @@ import runners_loss
 import runners_metrics
 import runners_network
 import runners_sampler
+import runners_udit
+import runners_udit_diffusion
 from harness import Case, Runner, find_cases
 
 HERE = Path(__file__).parent
@@ -21,6 +23,8 @@ RUNNERS: dict[tuple[str, str], Runner] = {
     **runners_loss.RUNNERS,
     **runners_sampler.RUNNERS,
     **runners_augment.RUNNERS,
+    **runners_udit.RUNNERS,
+    **runners_udit_diffusion.RUNNERS,
     **runners_data.RUNNERS,
     **runners_metrics.RUNNERS,
     **runners_edm2.RUNNERS,  # last: it hands on what has a name of EDM's and is not EDM2's
