@@ -12,6 +12,7 @@ import dataclasses
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -19,10 +20,13 @@ import torch
 from torch import Tensor, nn
 
 from repro.errors import CorruptData, UsageError
-from repro.metrics import dinov2, inception
+from repro.metrics import dinov2
 from repro.metrics.resize import INCEPTION_INPUTS, dino_input, scale_tf
 from repro.metrics.weights import DINOV2, INCEPTION, StrPath, WeightsFile, load_state, obtain
 from repro.suggest import suggest
+
+if TYPE_CHECKING:
+    from repro.metrics.inception import FIDInception
 
 Features = dict[str, npt.NDArray[np.float32]]
 Run = Callable[[Tensor], dict[str, Tensor]]
@@ -127,8 +131,10 @@ def find_backend(name: str) -> Backend:
     return BACKENDS[name]
 
 
-def load_inception(path: Path) -> inception.FIDInception:
+def load_inception(path: Path) -> FIDInception:
     """Our Inception network with the weights of a state dict file. CorruptData for another file."""
+    from repro.metrics import inception  # torchvision takes seconds that the digits need not wait for
+
     try:
         return inception.from_state(load_state(path, "FID Inception"))
     except ValueError as error:
@@ -245,7 +251,8 @@ def _own_digits(path: Path | None, device: str, layers: tuple[str, ...]) -> Run:
     return run
 
 
-_INCEPTION_DIMS = {"features": inception.DIM, "spatial": inception.SPATIAL_DIM, "logits": inception.NUM_CLASSES}
+_INCEPTION_DIMS = {"features": 2048, "spatial": 17 * 17 * 7, "logits": 1008}
+"""What `repro.metrics.inception` has, which is not imported for it."""
 
 BACKENDS: dict[str, Backend] = {
     backend.name: backend

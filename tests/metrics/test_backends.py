@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import inception_files
@@ -181,3 +183,18 @@ def test_dino_input_by_hand() -> None:
     grey = torch.full((1, 3, 224, 224), 51, dtype=torch.uint8)
     wanted = (0.2 - torch.tensor([0.485, 0.456, 0.406])) / torch.tensor([0.229, 0.224, 0.225])
     torch.testing.assert_close(dino_input(grey)[0, :, 0, 0], wanted)
+
+
+def test_the_sizes_of_inception_s_layers_are_the_network_s() -> None:
+    from repro.metrics import inception
+
+    sizes = {"features": inception.DIM, "spatial": inception.SPATIAL_DIM, "logits": inception.NUM_CLASSES}
+    assert BACKENDS["own/tf1"].dims == sizes
+
+
+def test_neither_planning_nor_the_digits_import_torchvision() -> None:
+    """It takes seconds, and its compiler prints at the end of a process."""
+    asked = "print(*(name in sys.modules for name in ('torchvision', 'triton')))"
+    code = f"import sys, repro.launch.work, repro.results.collect; {asked}"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.split() == ["False", "False"]
