@@ -174,6 +174,6 @@ def test_the_loops_step_minimises_the_mean_over_the_batch() -> None:
     optimizer = torch.optim.SGD([weights.vector], lr=0.0)
     parts = [MicroBatch(images[i : i + 2], labels[i : i + 2], StepDraws(5, 7, 4, i, 2)) for i in (0, 2)]
     result = training_step(net, loss, weights, optimizer, parts, lr=0.0, batch=4)
-    assert sum(result.losses) / 2 == pytest.approx(mean.item(), rel=1e-5)
+    assert sum(result.parts) / 2 == pytest.approx(mean.item(), rel=1e-5)
     assert weights.vector.grad is not None
     torch.testing.assert_close(weights.vector.grad, expected, rtol=1e-4, atol=1e-6)
