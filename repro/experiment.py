@@ -79,6 +79,8 @@ class Trajectory:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        if self.batch < 1:
+            raise UsageError(f"Trajectory.batch must be 1 or more, not {self.batch}")
         network = self.denoiser.model
         takes, gives = getattr(network, "augment_dim", 0), self.augment.label_dim if self.augment else 0
         if gives not in (0, takes):

@@ -117,8 +117,10 @@ def load_table(name: str) -> Table:
     file = assets.tables_dir() / f"{name.replace('/', '_', 1)}.toml"
     try:
         return _table(name, tomllib.loads(file.read_text(encoding="utf-8")))
-    except (tomllib.TOMLDecodeError, KeyError, ValueError) as error:
-        raise UsageError(f"{file.name}: {type(error).__name__}: {error}") from None
+    except KeyError as error:
+        raise UsageError(f"{file.name}: {error} is missing") from None
+    except (tomllib.TOMLDecodeError, ValueError) as error:
+        raise UsageError(f"{file.name}: {error}") from None
 
 
 def _table(name: str, data: dict[str, Any]) -> Table:
@@ -138,11 +140,21 @@ def _table(name: str, data: dict[str, Any]) -> Table:
         cells=tuple(
             _cell(name, row, spec, column)
             for row, spec in rows.items()
-            for column in data["columns"]
-            if column in spec["cells"]
+            for column in _columns(row, spec, data["columns"])
         ),
         plot=_plot(data["plot"], rows) if "plot" in data else None,
     )
+
+
+def _columns(row: str, spec: dict[str, Any], columns: dict[str, str]) -> list[str]:
+    """The columns of a row, in the table's order: those that it names under `cells`, all where it names none."""
+    cells = spec.get("cells", columns)
+    for name in cells:
+        if name not in columns:
+            raise ValueError(
+                f"[rows.{row}] has a cell in a column {name!r} that the table has not{suggest(name, columns)}"
+            )
+    return [name for name in columns if name in cells]
 
 
 def _cell(table: str, row: str, spec: dict[str, Any], column: str) -> Cell:
@@ -150,7 +162,7 @@ def _cell(table: str, row: str, spec: dict[str, Any], column: str) -> Cell:
         table=table,
         row=row,
         column=column,
-        reference={key: float(value) for key, value in spec["cells"][column].items()},
+        reference={key: float(value) for key, value in spec.get("cells", {}).get(column, {}).items()},
         starred=column in spec.get("starred", []),
         inferred=spec.get("inferred", ""),
         reference_only=spec.get("reference_only", ""),

@@ -170,3 +170,36 @@ def test_the_networks_have_the_published_number_of_parameters(cell: str, paramet
     from repro.verbs.showing import describe
 
     assert describe(resolve(find_cell(cell)))["parameters"] == parameters
+
+
+BASE = """
+title = "t"\npaper = "p"\nsource = "s"\nchosen = "c"\nmetric = "FID"\nmini_columns = ["x"]
+[columns]\nx = "X"\ny = "Y"
+"""
+
+
+@pytest.mark.parametrize(
+    ("rows", "outcome"),
+    [
+        ('[rows.g]\nlabel = "G"', ["x", "y"]),
+        ('[rows.g]\nlabel = "G"\ncells.y = { FID = 1 }', ["y"]),
+        ('[rows.g]\nlabel = "G"\ncells.yy = { FID = 1 }', "column 'yy' that the table has not; did you mean 'y'"),
+        ("[rows.g]\ncells.y = { FID = 1 }", "'label' is missing"),
+    ],
+)
+def test_rows_of_one_s_own(rows: str, outcome: object, tmp_path: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A row that no paper has values for has a cell in every column; a mistyped column is an error."""
+    from pathlib import Path
+
+    from repro import tables
+
+    folder = Path(str(tmp_path))
+    (folder / "a_b.toml").write_text(BASE + rows)
+    monkeypatch.setattr(assets, "tables_dir", lambda: folder)
+    monkeypatch.setattr(tables, "table_names", lambda: ("a/b",))
+    load = tables.load_table.__wrapped__
+    if isinstance(outcome, str):
+        with pytest.raises(UsageError, match=outcome):
+            load("a/b")
+    else:
+        assert [cell.column for cell in load("a/b").cells] == outcome

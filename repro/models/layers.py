@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from repro.errors import UsageError
+
 
 @dataclass(frozen=True)
 class Init:
@@ -298,6 +300,8 @@ class UNetBlock(nn.Module):
         clip_act: float | None = None,
     ) -> None:
         super().__init__()
+        if not 0 <= dropout < 1:
+            raise UsageError(f"dropout is a probability below 1, not {dropout}")
         self.num_heads = num_heads
         self.dropout = dropout
         self.skip_scale = skip_scale

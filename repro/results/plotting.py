@@ -52,7 +52,7 @@ def draw(collection: Collection, also: Collection | None = None) -> Figure:
         axes.grid(True, which="both", linewidth=0.3, alpha=0.6)
     panels[0].set_ylabel(_label(collection))
     panels[0].legend(fontsize=8)
-    figure.suptitle(f"{collection.table.title} ({collection.scale})", fontsize=11)
+    figure.suptitle(f"{collection.table.title} ({collection.scale})", fontsize=11 if len(columns) > 1 else 8)
     return figure
 
 
