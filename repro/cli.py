@@ -82,12 +82,14 @@ def parser() -> Parser:
     _data_verbs(verbs)
     _metric_verbs(verbs)
     _record_verbs(verbs)
+    _weights_verbs(verbs)
     return top
 
 
 def _looking_verbs(verbs: Any) -> None:
     verb = _verb(verbs, "list", _of("listing.run"), "tables, rows, columns and cells", "repro list edm/table2 --json")
     verb.add_argument("table", nargs="?", metavar="TABLE", help="only this table, such as edm/table2")
+    verb.add_argument("--published", action="store_true", help="the published weights: files, sizes, and their cells")
     _json(verb)
 
     verb = _verb(
@@ -311,6 +313,30 @@ def _record_verbs(verbs: Any) -> None:
         verb.add_argument(
             "--runs", action="append", type=Path, metavar="DIR", help="folder of runs (default: $REPRO_RUNS or ./runs)"
         )
+
+
+def _weights_verbs(verbs: Any) -> None:
+    verb = _verb(
+        verbs, "import", _of("importing.import_"), "a published checkpoint as weights of ours; nothing in it is run",
+        "repro import edm-cifar10-32x32-cond-vp.pkl",
+    )  # fmt: skip
+    verb.add_argument("file", type=Path, metavar="FILE", help="a file of `repro list --published`, or one like it")
+    verb.add_argument("--sha256", metavar="HEX", help="digest that the file must have; another is not read")
+    verb.add_argument(
+        "--out", type=Path, metavar="DIR", help="the new folder (default: one of the file's name in $REPRO_PUBLISHED "
+        "or ./published)",
+    )  # fmt: skip
+    verb.add_argument(
+        "--as", dest="as_", default="", metavar="NAME", help="the published name of a renamed file, of its network "
+        "(DiT-XL/2), or the cell whose network it is",
+    )  # fmt: skip
+    verb.add_argument("--config", metavar="JSON", help="published constructor arguments that the file does not tell")
+    verb.add_argument("--kimg", type=int, metavar="N", help="thousands of images seen, of a renamed EDM2 snapshot")
+    verb.add_argument(
+        "--std", type=float, metavar="S", help="EMA width of a renamed EDM2 snapshot, or of the average to take from "
+        "EDM2's training state (default: its live weights)",
+    )  # fmt: skip
+    _json(verb)
 
 
 def _verb(verbs: Any, name: str, run: Callable[[argparse.Namespace], int], help: str, example: str) -> Parser:

@@ -50,7 +50,7 @@ def check_constant(key: str, expected: Tensor | None, value: Tensor) -> None:
 
 
 def constants(net: nn.Module, node: Node) -> dict[str, Tensor]:
-    """The buffers of `net` that follow from the arguments in `node`: key -> value. `net` may be on the device `meta`."""
+    """The buffers of `net` that follow from the arguments in `node`, by key. `net` may be on the device `meta`."""
     found = {}
     for key, value in net.named_buffers():
         leaf = key.rpartition(".")[2]

@@ -1,4 +1,4 @@
-"""Networks described as Gin would describe them: class and every argument, so that they can be built, compared, bound."""
+"""Networks as Gin would describe them, class and every argument: they can be built, compared and bound."""
 
 from __future__ import annotations
 

@@ -97,5 +97,7 @@ def stored_tensor(call: Call, storage: Storage, where: str) -> Stored:
         raise CorruptData(f"{where}: a tensor of sizes {str((offset, shape, stride))[:80]}")
     last = offset + sum((n - 1) * step for n, step in zip(shape, stride, strict=True))
     if math.prod(shape) and (last >= storage.count or math.prod(shape) > storage.count):
-        raise CorruptData(f"{where}: a tensor of shape {str(shape)[:60]} reaches outside of its {storage.count} numbers")
+        raise CorruptData(
+            f"{where}: a tensor of shape {str(shape)[:60]} reaches outside of its {storage.count} numbers"
+        )
     return Stored(storage, offset, shape, stride)

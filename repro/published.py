@@ -1,0 +1,124 @@
+"""Published weights: the files that the papers' authors give, and the folders that `repro import` makes of them.
+
+Reads CSV and JSON, imports no torch. An imported folder holds `weights.safetensors`, `config.gin` and
+`provenance.json`; nothing but this module and `repro.importers.folders` knows that.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+from collections.abc import Iterable
+from fnmatch import fnmatchcase
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from repro import assets
+from repro.errors import CorruptData
+from repro.tables import Cell, load_table, table_names
+
+PROVENANCE, WEIGHTS, CONFIG = "provenance.json", "weights.safetensors", "config.gin"
+FORM = 1
+"""Version of the folder's form."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PublishedFile:
+    """A file of `tables/published.csv`.
+
+    file: its name, or what it is in angle brackets where the name is not known; nbytes: about how large it is (parameters times bytes a weight); sha256: '' where it is not known; cells: patterns
+    of the names of cells that it belongs to; note: what else to know.
+    """
+
+    file: str
+    family: str
+    nbytes: int
+    sha256: str
+    cells: tuple[str, ...]
+    note: str
+
+    def belongs_to(self, cell: Cell) -> bool:
+        return not cell.reference_only and any(fnmatchcase(cell.name, pattern) for pattern in self.cells)
+
+
+@cache
+def published_files() -> tuple[PublishedFile, ...]:
+    """All rows of `tables/published.csv`, in its order."""
+    with open(assets.tables_dir() / "published.csv", encoding="utf-8", newline="") as stream:
+        return tuple(
+            PublishedFile(row["file"], row["family"], round(float(row["megabytes"]) * 1e6), row["sha256"],
+                          tuple(row["cells"].split()), row["note"])
+            for row in csv.DictReader(stream)
+        )  # fmt: skip
+
+
+def files_of(cell: Cell) -> list[PublishedFile]:
+    """The published files that give a cell's weights; any one of them will do."""
+    return [file for file in published_files() if file.belongs_to(cell)]
+
+
+def cells_of(file: PublishedFile) -> list[Cell]:
+    """The cells that a published file belongs to, in the order of the tables."""
+    return [cell for name in table_names() for cell in load_table(name).cells if file.belongs_to(cell)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Imported:
+    """An imported folder by its provenance.
+
+    source: published name of the file; cell: the cell that it was imported for by name, or ''; sha256: of the file; network: class and arguments of our network, as JSON;
+    kind: `ema` or `live`; nimg, std: images seen and EMA width, where known.
+    """
+
+    folder: Path
+    source: str
+    cell: str
+    sha256: str
+    network: dict[str, Any]
+    kind: str
+    nimg: int | None
+    std: float | None
+
+    @property
+    def weights(self) -> Path:
+        return self.folder / WEIGHTS
+
+
+def read_imported(folder: Path) -> Imported:
+    """An imported folder. CorruptData where it is none, or one of another version."""
+    path = folder / PROVENANCE
+    try:
+        content = json.loads(path.read_bytes())
+        if content["form"] != FORM:
+            raise CorruptData(f"{path}: of form {content['form']}, this version reads {FORM}: import the file anew")
+        if not (folder / WEIGHTS).is_file():
+            raise CorruptData(f"{folder}: lacks {WEIGHTS}; remove the folder and import the file anew")
+        fields = (content[key] for key in ("source", "cell", "sha256", "network", "kind", "nimg", "std"))
+        return Imported(folder, *fields)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CorruptData(f"{path}: not the provenance of an imported checkpoint ({error})") from None
+
+
+def find_imported(published: Path) -> list[Imported]:
+    """All imported checkpoints in a folder of such, or the one that the folder itself is; sorted by folder."""
+    if (published / PROVENANCE).is_file():
+        return [read_imported(published)]
+    return [read_imported(path.parent) for path in sorted(published.glob(f"*/{PROVENANCE}"))]
+
+
+def imported_for(cell: Cell, imported: Iterable[Imported]) -> Imported | None:
+    """The imported checkpoint that belongs to a cell: imported for it by name, or else its first published file."""
+    known = list(imported)
+    own = next((one for one in known if one.cell == cell.name), None)
+    by_name = {one.source: one for one in reversed(known)}
+    return own or next((by_name[file.file] for file in files_of(cell) if file.file in by_name), None)
+
+
+def import_command(cell: Cell) -> str:
+    """What the user has to type to import a cell's weights."""
+    file = files_of(cell)[0]
+    digest = f" --sha256 {file.sha256}" if file.sha256 else ""
+    known = not file.file.startswith("<")
+    return f"repro import {file.file}{digest}" if known else f"repro import FILE{digest} --as {cell.name}"
