@@ -33,7 +33,7 @@ from repro.models.edm2 import EDM2UNet
 from repro.models.song import SongUNet
 from repro.models.udit import UDiT
 from repro.scale import Scale
-from repro.selection import BestSnapshot, FinalSnapshot, MinimumOfRanges, Selection
+from repro.selection import Selection
 from repro.training.augment import AugmentPipe
 from repro.training.ema import ConstantEMA, HalfLifeEMA, PowerEMA, TraditionalEMA
 from repro.training.optimizers import Adam, AdamW
@@ -150,9 +150,6 @@ CONFIGURABLES: Sequence[Callable[..., Any]] = (
     Trajectory,
     Evaluation,
     Execution,
-    BestSnapshot,
-    MinimumOfRanges,
-    FinalSnapshot,
     Scale,
     # data
     Dataset,
