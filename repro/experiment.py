@@ -134,6 +134,7 @@ class Execution:
         checkpoint_seconds: seconds between checkpoints.
         workers: threads that read batches ahead; 0 reads each when it is needed.
         keep_samples: keep the generated images of every evaluation as `samples.tar` beside its record.
+        compile: compile the network's graphs (minutes at the start; worth it for long runs on a GPU).
     """
 
     threads: int = 0
@@ -143,6 +144,7 @@ class Execution:
     checkpoint_seconds: float = 120.0
     workers: int = 4
     keep_samples: bool = False
+    compile: bool = False
 
 
 CONFIGURABLES: Sequence[Callable[..., Any]] = (
