@@ -3,29 +3,39 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.metadata
+import json
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
-import repro.experiment  # noqa: F401  makes the configurables known
-from repro import assets
-from repro.config import Composition, Node, build, canonical
+from repro import assets, cache
+from repro.config import Composition, Node, build, canonical, from_plain, to_plain
 from repro.errors import UsageError
-from repro.identity import SHORT, digest, evaluation_hash, trajectory_hash
+from repro.gin_walk import expand
+from repro.identity import SHORT, digest, evaluation_hash
 from repro.scale import apply_scale
+from repro.selection import Selection
 from repro.suggest import suggest
 from repro.tables import Cell
 
 
 @dataclasses.dataclass(frozen=True)
 class Resolved:
-    """One replicate of a cell at a scale: trees at that scale, the parsed text, and the identity."""
+    """One replicate of a cell at a scale: trees at that scale, the parsed text, and the identity.
+
+    config: the canonical resolved configuration, which is what is hashed; metrics: names of all metrics that the
+    protocol computes; metric: the one that decides.
+    """
 
     cell: Cell
     scale: str
     experiment: Node
     execution: Node
     text: str
+    config: dict[str, Any]
+    metric: str
+    metrics: tuple[str, ...]
 
     @property
     def trajectory(self) -> Node:
@@ -42,34 +52,36 @@ class Resolved:
 
     @cached_property
     def trajectory_hash(self) -> str:
-        return trajectory_hash(self.trajectory)
+        return digest(self.config["args"]["trajectory"])
 
     @cached_property
     def evaluation_hash(self) -> str:
-        return evaluation_hash(self.trajectory, self.evaluation)
+        return evaluation_hash(self.trajectory_hash, self.config["args"]["evaluation"])
 
     @property
     def run(self) -> str:
         """Folder name of the trajectory under `runs`."""
         return self.trajectory_hash[:SHORT]
 
-    @cached_property
-    def config(self) -> dict[str, Any]:
-        """The canonical resolved configuration: what is hashed."""
-        return canonical(self.experiment)
-
     def with_seed(self, seed: int) -> Resolved:
         """The same cell with another training seed."""
         trajectory = self.trajectory.replace(seed=seed)
-        return dataclasses.replace(self, experiment=self.experiment.replace(trajectory=trajectory))
+        parts = self.config["args"]
+        told = {**parts["trajectory"], "args": {**parts["trajectory"]["args"], "seed": seed}}
+        return dataclasses.replace(
+            self,
+            experiment=self.experiment.replace(trajectory=trajectory),
+            config={**self.config, "args": {**parts, "trajectory": told}},
+        )
 
     def dataset(self) -> Any:
         """The built data set; opens no file."""
         return build(self.trajectory.args["data"])
 
-    def selection(self) -> Any:
-        """The built selection rule: milestones, ranges and how the cell's value is chosen."""
-        return build(self.evaluation.args["selection"])
+    def selection(self) -> Selection:
+        """The built selection rule: milestones, ranges and how the cell's value is chosen. Imports no torch."""
+        rule: Selection = build(self.evaluation.args["selection"])
+        return rule
 
     def protocol(self) -> Any:
         """The built scoring protocol."""
@@ -99,13 +111,63 @@ def resolve(cell: Cell, scale: str = "full", bindings: Sequence[str] = (), *, se
     """
     if scale not in scale_names():
         raise UsageError(f"no scale {scale!r}{suggest(scale, scale_names())} known: {', '.join(scale_names())}")
-    composition = Composition([*cell.gin, _scale_file(cell, scale)], bindings, strict=[cell.row_file])
+    files = (*cell.gin, _scale_file(cell, scale))
+    resolved = dataclasses.replace(_resolve(files, cell.row_file, tuple(bindings), _texts(files)), cell=cell)
+    return resolved if seed is None else resolved.with_seed(seed)
+
+
+@lru_cache(maxsize=4096)
+def _resolve(files: tuple[str, ...], strict: str, bindings: tuple[str, ...], texts: str) -> Resolved:
+    """Compose and scale, or take it from the cache; the result belongs to no cell yet.
+
+    Composing needs every class, and so torch; a command that only looks at records can do without.
+    """
+    key = json.dumps([files, strict, bindings, texts, importlib.metadata.version("gin-config")])
+    kept = cache.load("cell", key)
+    if kept is not None:
+        trees = {name: from_plain(kept[name]) for name in ("experiment", "execution")}
+        return Resolved(_NO_CELL, **{**kept, **trees, "metrics": tuple(kept["metrics"])})
+    resolved = _compose(files, strict, bindings)
+    parts = {field.name: getattr(resolved, field.name) for field in dataclasses.fields(Resolved)}
+    del parts["cell"]
+    cache.store("cell", key, {name: to_plain(value) for name, value in parts.items()})
+    return resolved
+
+
+def _compose(files: tuple[str, ...], strict: str, bindings: tuple[str, ...]) -> Resolved:
+    import repro.experiment  # noqa: F401  makes the configurables known
+
+    composition = Composition(files, bindings, strict=[strict])
     full = composition.root("Experiment")
     factors = composition.root("Scale")
     execution = composition.root("Execution")
     composition.check_used()
-    resolved = Resolved(cell, factors.args["name"], apply_scale(full, factors), execution, composition.text)
-    return resolved if seed is None else resolved.with_seed(seed)
+    experiment = apply_scale(full, factors)
+    protocol = build(experiment.args["evaluation"].args["protocol"])
+    return Resolved(
+        cell=_NO_CELL,
+        scale=factors.args["name"],
+        experiment=experiment,
+        execution=execution,
+        text=composition.text,
+        config=canonical(experiment),
+        metric=protocol.primary,
+        metrics=tuple(protocol.metrics),
+    )
+
+
+_NO_CELL = Cell("", "", "", {}, starred=False, inferred="")
+
+
+def _texts(files: Sequence[str]) -> str:
+    """Names and texts of Gin files, includes in place; '' for a file that cannot be read, which composing explains."""
+    texts = []
+    for file in files:
+        try:
+            texts.append(expand(assets.gin_dir(), file, names=True))
+        except OSError:
+            texts.append("")
+    return "\0".join(texts)
 
 
 def _scale_file(cell: Cell, scale: str) -> str:
@@ -116,4 +178,4 @@ def _scale_file(cell: Cell, scale: str) -> str:
 
 def experiment_digest(resolved: Resolved) -> str:
     """Identity of a cell whatever its training seed: references are measured over seeds and name this."""
-    return digest(canonical(resolved.with_seed(0).experiment))
+    return digest(resolved.with_seed(0).config)

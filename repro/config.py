@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import importlib.util  # noqa: F401  gin 0.5 reads importlib.util without importing it
+import importlib
+import importlib.util  # gin 0.5 reads it without importing it
 import inspect
 import typing
 from collections.abc import Callable, Sequence
@@ -65,6 +66,9 @@ class Node:
 
     @property
     def target(self) -> Callable[..., Any]:
+        """The class or function. A tree that was kept from an earlier command may come before the classes do."""
+        if self.name not in REGISTRY:
+            importlib.import_module("repro.experiment")
         return REGISTRY[self.name]
 
     def replace(self, **changes: Any) -> Node:
@@ -196,6 +200,23 @@ def transform(value: Any, change: Callable[[Node, str, Any], Any]) -> Any:
     if isinstance(value, list):
         return [transform(item, change) for item in value]
     return value
+
+
+def to_plain(value: Any) -> Any:
+    """A tree as JSON-ready values that `from_plain` turns back."""
+    if isinstance(value, Node):
+        return {"node": value.name, "args": to_plain(value.args), "origins": value.origins}
+    if isinstance(value, dict):
+        return {key: to_plain(item) for key, item in value.items()}
+    return [to_plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def from_plain(value: Any) -> Any:
+    """The tree that `to_plain` was given."""
+    if isinstance(value, dict):
+        inner = {key: from_plain(item) for key, item in value.items()}
+        return Node(inner["node"], inner["args"], inner["origins"]) if "node" in inner else inner
+    return [from_plain(item) for item in value] if isinstance(value, list) else value
 
 
 def canonical(value: Any) -> Any:

@@ -33,7 +33,7 @@ from repro.models.edm2 import EDM2UNet
 from repro.models.song import SongUNet
 from repro.models.udit import UDiT
 from repro.scale import Scale
-from repro.selection import BestSnapshot, FinalSnapshot, MinimumOfRanges, Selection
+from repro.selection import Selection
 from repro.training.augment import AugmentPipe
 from repro.training.ema import ConstantEMA, HalfLifeEMA, PowerEMA, TraditionalEMA
 from repro.training.optimizers import Adam, AdamW
@@ -134,6 +134,7 @@ class Execution:
         checkpoint_seconds: seconds between checkpoints.
         workers: threads that read batches ahead; 0 reads each when it is needed.
         keep_samples: keep the generated images of every evaluation as `samples.tar` beside its record.
+        compile: compile the network's graphs (minutes at the start; worth it for long runs on a GPU).
     """
 
     threads: int = 0
@@ -143,6 +144,7 @@ class Execution:
     checkpoint_seconds: float = 120.0
     workers: int = 4
     keep_samples: bool = False
+    compile: bool = False
 
 
 CONFIGURABLES: Sequence[Callable[..., Any]] = (
@@ -150,9 +152,6 @@ CONFIGURABLES: Sequence[Callable[..., Any]] = (
     Trajectory,
     Evaluation,
     Execution,
-    BestSnapshot,
-    MinimumOfRanges,
-    FinalSnapshot,
     Scale,
     # data
     Dataset,

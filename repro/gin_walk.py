@@ -71,15 +71,16 @@ def read_file(root: Path, path: str, included_from: str = "") -> list[Statement]
     return _read(root, file.read_text(encoding="utf-8"), path)
 
 
-def expand(root: Path, path: str) -> str:
+def expand(root: Path, path: str, *, names: bool = False) -> str:
     """The text of a Gin file with its includes in place: what Gin parses, so that it searches for no file itself.
 
-    Gin would look in the working directory first, where another copy of a row may lie.
+    Gin would look in the working directory first, where another copy of a row may lie. `names` puts each file's name
+    before its text, as a comment: then equal results mean equal lines of equal files.
     """
-    lines = []
+    lines = [f"# {path}"] if names else []
     for line in (root / path).read_text(encoding="utf-8").splitlines():
         include = re.match(r"\s*include\s+(['\"])(.+?)\1", line)
-        lines.append(expand(root, include.group(2)) if include else line)
+        lines.append(expand(root, include.group(2), names=names) if include else line)
     return "\n".join(lines)
 
 

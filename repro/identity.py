@@ -6,8 +6,6 @@ import hashlib
 import json
 from typing import Any
 
-from repro.config import Node, canonical
-
 SHORT = 16
 """Hex digits of a hash in a folder name (64 bits: two of a million configurations meet with probability 3e-8)."""
 
@@ -18,11 +16,10 @@ def digest(value: Any) -> str:
     return hashlib.sha256(text.encode("ascii")).hexdigest()
 
 
-def trajectory_hash(trajectory: Node) -> str:
-    """Identity of a training run: all that decides the weights at step t. Its length and what it tracks are no part."""
-    return digest(canonical(trajectory))
+def evaluation_hash(trajectory_hash: str, evaluation: Any) -> str:
+    """Identity of an evaluation (in canonical form), which includes its trajectory's, which includes the seed.
 
-
-def evaluation_hash(trajectory: Node, evaluation: Node) -> str:
-    """Identity of an evaluation, which includes the trajectory's. Milestone and range are in path and record."""
-    return digest({"trajectory": trajectory_hash(trajectory), "evaluation": canonical(evaluation)})
+    The trajectory's own is the digest of its canonical form: its length and what it tracks are no part of it.
+    Milestone and range are in path and record.
+    """
+    return digest({"trajectory": trajectory_hash, "evaluation": evaluation})

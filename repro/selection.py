@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from repro.config import register
 from repro.errors import UsageError
 
 Place = tuple[int, int]
@@ -81,6 +82,7 @@ class MinimumOfRanges(FinalSnapshot):
 
 
 Selection = BestSnapshot | FinalSnapshot
+register(BestSnapshot, FinalSnapshot, MinimumOfRanges)  # here, not with the rest: it needs no torch
 
 
 def _check_positive(rule: Selection, *names: str) -> None:

@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
+from collections.abc import Iterator
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["REPRO_CACHE"] = tempfile.mkdtemp(prefix="repro-cache-")
 
 import pytest
 import torch
+
+
+@pytest.fixture(autouse=True, scope="session")
+def own_cache() -> Iterator[None]:
+    """What this run remembers is gone after it."""
+    yield
+    shutil.rmtree(os.environ["REPRO_CACHE"], ignore_errors=True)
 
 
 @pytest.fixture(autouse=True, scope="session")

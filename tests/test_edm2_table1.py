@@ -12,8 +12,8 @@ from repro import assets
 from repro.cells import Resolved, resolve
 from repro.config import build, flatten
 from repro.errors import UsageError
-from repro.experiment import FinalSnapshot
 from repro.scale import collisions
+from repro.selection import FinalSnapshot
 from repro.tables import load_table
 
 TABLE = load_table("edm2/table1")

@@ -115,8 +115,8 @@ def load_manifest(folder: str | os.PathLike[str]) -> Manifest:
     """Read and validate `manifest.json` of a folder of shards. The shards themselves are not opened.
 
     Raises:
-        MissingPrerequisite: there is no such folder.
-        CorruptData: the folder has no manifest, or one that is malformed or contradicts itself.
+        MissingPrerequisite: there is no such folder, or nothing in it.
+        CorruptData: the folder has files and no manifest, or one that is malformed or contradicts itself.
     """
     path = Path(folder) / MANIFEST_NAME
     if not path.parent.is_dir():
@@ -124,6 +124,8 @@ def load_manifest(folder: str | os.PathLike[str]) -> Manifest:
     try:
         content = path.read_bytes()
     except FileNotFoundError:
+        if not any(path.parent.iterdir()):
+            raise MissingPrerequisite(f"{path.parent}: empty; `repro data prepare` writes shards") from None
         raise CorruptData(f"{path.parent}: no {MANIFEST_NAME}; remove the folder and prepare the data again") from None
     except OSError as error:
         raise CorruptData(f"{path}: unreadable ({error})") from error

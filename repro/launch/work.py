@@ -6,6 +6,8 @@ import contextlib
 import dataclasses
 import datetime
 import json
+import os
+import shutil
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +21,7 @@ from repro.config import build, canonical
 from repro.data.prefetch import rank_slices
 from repro.data.stream import ImageStream
 from repro.diffusion.draws import derive_seed
-from repro.errors import UsageError
+from repro.errors import MissingPrerequisite, UsageError
 from repro.experiment import Execution, Trajectory
 from repro.files import make_folder, remove_leftovers, write_atomic, write_json
 from repro.launch.claims import Claim, Owner, acquire, how_to_release
@@ -89,6 +91,8 @@ class Worker:
         if execution.threads:
             torch.set_num_threads(execution.threads)
         trajectory = build_trajectory(resolved)
+        if execution.compile:
+            compile_network(trajectory.denoiser.model, execution.device)
         stream = trajectory.data.open(self.folders.data, trajectory.seed)
         world = self.world
         stream.read_ahead(
@@ -238,6 +242,20 @@ def build_trajectory(resolved: Resolved) -> Trajectory:
     """Build a trajectory's objects; the initial weights follow from its seed."""
     torch.manual_seed(derive_seed(resolved.seed, "init"))
     return build(resolved.trajectory)
+
+
+def compile_network(network: torch.nn.Module, device: str) -> None:
+    """Compile a network's graphs in place; keys and values of its state stay as they are.
+
+    Raises:
+        MissingPrerequisite: kernels for a CPU need a C++ compiler, and there is none.
+    """
+    compiler = os.environ.get("CXX", "g++")
+    if device == "cpu" and shutil.which(compiler) is None:
+        raise MissingPrerequisite(
+            f"Execution.compile on a CPU needs the C++ compiler {compiler}: install it, or set CXX to another"
+        )
+    network.compile()
 
 
 def _say(owner: Owner, folder: Path) -> str:

@@ -200,9 +200,8 @@ def _quoted(cell: Cell) -> CellResult:
 
 
 def _result(base: Resolved, by_cell: dict[tuple[str, int], list[Record]], seeds: Sequence[int]) -> CellResult:
-    protocol = base.protocol()
-    metric = protocol.primary
-    result = CellResult(base.cell, metric, [], [], protocol.metrics)
+    metric = base.metric
+    result = CellResult(base.cell, metric, [], [], base.metrics)
     selection = base.selection()
     wanted = len(selection.milestones()) * selection.ranges
     for seed in seeds:

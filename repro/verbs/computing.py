@@ -38,6 +38,9 @@ def folders(options: argparse.Namespace, *, write: bool) -> Folders:
     weights = options.weights or (Path(os.environ["REPRO_WEIGHTS"]) if "REPRO_WEIGHTS" in os.environ else None)
     if write:
         make_folder(runs[0])
+    for folder in runs:
+        if not folder.is_dir():
+            print(f"no folder {folder}: no record is read there", file=sys.stderr)
     return Folders(runs[0], tuple(runs[1:]), data, weights)
 
 
@@ -52,7 +55,8 @@ def computable_cell(name: str) -> Cell:
     """The cell of a name. UsageError where the paper's value can only be quoted."""
     cell = find_cell(name)
     if cell.reference_only:
-        raise UsageError(f"{cell.name} is reference only: {cell.reference_only}")
+        values = ", ".join(f"{metric} {value:g}" for metric, value in cell.reference.items())
+        raise UsageError(f"{cell.name} is reference only (the paper's {values}): {cell.reference_only}")
     return cell
 
 

@@ -7,6 +7,7 @@ import json
 import sys
 from pathlib import Path
 
+from repro import cache
 from repro.cells import Resolved, resolve
 from repro.files import make_folder, write_atomic
 from repro.launch.plan import Folders
@@ -49,7 +50,7 @@ def caption(collection: Collection, where: Folders, bindings: list[str]) -> list
     resolved = resolve(computed[0].cell, collection.scale, bindings)
     count = resolved.evaluation.args["num_samples"]
     lines.append(f"{computed[0].metric} of {count} generated images{_nfe(collection)}.")
-    if any(result.replicates for result in computed) and (floor := _floor(resolved, where)):
+    if floor := _floor(collection, resolved, where):
         lines.append(floor)
     return lines
 
@@ -64,20 +65,30 @@ def _nfe(collection: Collection) -> str:
     return f"; NFE {', '.join(f'{n:g}' for n in sorted(found))}{beside}"
 
 
-def _floor(resolved: Resolved, where: Folders) -> str:
-    """The distance that a perfect generator would score, for protocols that can say it cheaply."""
-    from repro.metrics.protocols import DigitsProtocol, floor
-
-    if not isinstance(resolved.protocol(), DigitsProtocol):
+def _floor(collection: Collection, resolved: Resolved, where: Folders) -> str:
+    """The distance that a perfect generator would score, for the protocol that can say it cheaply."""
+    manifests = {replicate.manifest for result in collection.cells for replicate in result.replicates}
+    if resolved.evaluation.args["protocol"].name != "DigitsProtocol" or len(manifests) != 1:
         return ""
-    dataset = resolved.dataset()
-    if not dataset.folder(where.data).is_dir():
-        return ""  # nothing is prepared for the sake of a caption
-    stream = dataset.open(where.data, 0)
-    labels = stream.all_labels()
     count = resolved.evaluation.args["num_samples"]
-    value = floor(stream.all_images(), labels, count, 0)
+    key = f"{manifests.pop()} {count}"
+    value = cache.remember("floor", key, lambda: _measured_floor(resolved, where, count))
+    if value is None:
+        return ""
     return f"Floor of the metric (a class-balanced resample of {count} real images): {value:.2f}."
+
+
+def _measured_floor(resolved: Resolved, where: Folders, count: int) -> float | None:
+    """None where the data are not prepared: nothing is, and no torch is imported, for the sake of a caption."""
+    from repro.data.sources import folder_name
+
+    data = resolved.trajectory.args["data"].args
+    if not (where.data / folder_name("digits", data["resolution"], data["channels"])).is_dir():
+        return None
+    from repro.metrics.protocols import floor
+
+    stream = resolved.dataset().open(where.data, 0)
+    return floor(stream.all_images(), stream.all_labels(), count, 0)
 
 
 def print_cells(collection: Collection, as_text: bool) -> None:

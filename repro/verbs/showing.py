@@ -6,13 +6,8 @@ import argparse
 import json
 from typing import Any
 
-import torch
-
 from repro.cells import Resolved, resolve
 from repro.config import build, flatten, flatten_origins
-from repro.diffusion.discrete_denoiser import DiscreteDenoiser
-from repro.diffusion.samplers import count_nfe, is_adaptive
-from repro.models.counting import cost, is_countable
 from repro.verbs.computing import computable_cell
 
 ADAPTIVE = "adaptive: measured when sampling, a mean over images"
@@ -41,6 +36,12 @@ def show(options: argparse.Namespace) -> int:
 
 def describe(resolved: Resolved) -> dict[str, Any]:
     """All that `show --json` prints."""
+    import torch  # heavy, like what follows; a name that is wrong was refused before
+
+    from repro.diffusion.discrete_denoiser import DiscreteDenoiser
+    from repro.diffusion.samplers import count_nfe, is_adaptive
+    from repro.models.counting import cost, is_countable
+
     with torch.device("meta"):
         net = build(resolved.trajectory.args["denoiser"])
     parameters = sum(p.numel() for p in net.parameters() if p.requires_grad)

@@ -174,7 +174,7 @@ def test_remote_sets_are_linked(tmp_path: Path, capsys: pytest.CaptureFixture[st
         (["prepare", "latents"], 2, "latents need --source"),
         (["prepare", "latents", "--source", ".", "--form", "edm2", "--vae", "x", "--captions", "x"], 2, "both"),
         (["verify", "nowhere"], 3, "no such folder"),
-        (["info", "."], 2, "no manifest.json"),
+        (["info", "."], 3, "empty"),
         ([], 2, "VERB"),
         (["prepar"], 2, "did you mean 'prepare'"),
     ],
