@@ -25,7 +25,8 @@ class Resolved:
     """One replicate of a cell at a scale: trees at that scale, the parsed text, and the identity.
 
     config: the canonical resolved configuration, which is what is hashed; metrics: names of all metrics that the
-    protocol computes; metric: the one that decides.
+    protocol computes; metric: the one that decides; imported: sha256 of the published file whose weights take the
+    place of training, or ''.
     """
 
     cell: Cell
@@ -36,6 +37,7 @@ class Resolved:
     config: dict[str, Any]
     metric: str
     metrics: tuple[str, ...]
+    imported: str = ""
 
     @property
     def trajectory(self) -> Node:
@@ -64,7 +66,9 @@ class Resolved:
         return self.trajectory_hash[:SHORT]
 
     def with_seed(self, seed: int) -> Resolved:
-        """The same cell with another training seed."""
+        """The same cell with another training seed; of imported weights itself."""
+        if self.imported:
+            return self
         trajectory = self.trajectory.replace(seed=seed)
         parts = self.config["args"]
         told = {**parts["trajectory"], "args": {**parts["trajectory"]["args"], "seed": seed}}
@@ -74,6 +78,16 @@ class Resolved:
             config={**self.config, "args": {**parts, "trajectory": told}},
         )
 
+    def with_imported(self, sha256: str) -> Resolved:
+        """The same evaluation of a published network: a trajectory that was not trained here, with an identity of its
+        own. The file decides the weights; the cell decides the network's form and the data that it is scored against.
+        """
+        parts = self.config["args"]
+        own = {key: parts["trajectory"]["args"][key] for key in ("data", "denoiser")}
+        told = {"class": "ImportedTrajectory", "revision": 1, "args": {**own, "sha256": sha256}}
+        config = {**self.config, "args": {**parts, "trajectory": told}}
+        return dataclasses.replace(self, config=config, imported=sha256)
+
     def dataset(self) -> Any:
         """The built data set; opens no file."""
         return build(self.trajectory.args["data"])
@@ -81,7 +95,7 @@ class Resolved:
     def selection(self) -> Selection:
         """The built selection rule: milestones, ranges and how the cell's value is chosen. Imports no torch."""
         rule: Selection = build(self.evaluation.args["selection"])
-        return rule
+        return rule.given() if self.imported else rule
 
     def protocol(self) -> Any:
         """The built scoring protocol."""

@@ -136,6 +136,7 @@ def _table_verbs(verbs: Any) -> None:
     _selection(verb)
     _configuration(verb)
     _folders(verb)
+    _from_published(verb)
     _format(verb)
 
     verb = _verb(
@@ -392,9 +393,20 @@ def _scoring(verb: Parser) -> None:
     verb.add_argument("--device", default="auto", metavar="NAME", help="cpu, cuda or auto (default)")
 
 
+def _from_published(verb: Parser) -> None:
+    verb.add_argument(
+        "--from-published", action="store_true", help="the imported weights of cells that have some; trains nothing"
+    )
+
+
 def _computing(verb: Parser) -> None:
     _configuration(verb)
     _folders(verb)
+    _from_published(verb)
+    verb.add_argument(
+        "--published", type=Path, metavar="DIR", help="folder of imported checkpoints (default: $REPRO_PUBLISHED or "
+        "./published)",
+    )  # fmt: skip
     verb.add_argument(
         "--seeds", type=int, default=1, metavar="N", help="replicates: training seeds first to first + N - 1"
     )

@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from repro import assets
-from repro.errors import CorruptData
+from repro.cells import Resolved
+from repro.config import Node
+from repro.errors import CorruptData, UsageError
 from repro.tables import Cell, load_table, table_names
 
 PROVENANCE, WEIGHTS, CONFIG = "provenance.json", "weights.safetensors", "config.gin"
@@ -28,8 +30,9 @@ FORM = 1
 class PublishedFile:
     """A file of `tables/published.csv`.
 
-    file: its name, or what it is in angle brackets where the name is not known; nbytes: about how large it is (parameters times bytes a weight); sha256: '' where it is not known; cells: patterns
-    of the names of cells that it belongs to; note: what else to know.
+    file: its name, or what it is in angle brackets where the name is not known; nbytes: about how large it is
+    (parameters times bytes a weight); sha256: '' where it is not known; cells: patterns of the names of cells that it
+    belongs to; note: what else to know.
     """
 
     file: str
@@ -68,8 +71,9 @@ def cells_of(file: PublishedFile) -> list[Cell]:
 class Imported:
     """An imported folder by its provenance.
 
-    source: published name of the file; cell: the cell that it was imported for by name, or ''; sha256: of the file; network: class and arguments of our network, as JSON;
-    kind: `ema` or `live`; nimg, std: images seen and EMA width, where known.
+    source: published name of the file; cell: the cell that it was imported for by name, or ''; sha256: of the file;
+    network: class and arguments of our network, as JSON; kind: `ema` or `live`; nimg, std: images seen and EMA width,
+    where known.
     """
 
     folder: Path
@@ -114,6 +118,48 @@ def imported_for(cell: Cell, imported: Iterable[Imported]) -> Imported | None:
     own = next((one for one in known if one.cell == cell.name), None)
     by_name = {one.source: one for one in reversed(known)}
     return own or next((by_name[file.file] for file in files_of(cell) if file.file in by_name), None)
+
+
+def check_fits(resolved: Resolved, imported: Imported) -> None:
+    """UsageError where a checkpoint is not of the network, the time or the average that a cell measures."""
+    cell, denoiser = resolved.cell.name, resolved.trajectory.args["denoiser"]
+    bare = denoiser.name == "DiscreteDenoiser"  # its published files hold the network alone
+    found = first_difference(_described(denoiser.args["model"] if bare else denoiser), imported.network)
+    evaluation = resolved.evaluation.args
+    std, rule = evaluation["ema"].args.get("std"), evaluation["selection"]
+    if not found and None not in (std, imported.std) and std != imported.std:
+        found = f"it is an average of std {imported.std:g}, the cell's is of {std:g}"
+    total = rule.args.get("total_nimg")
+    if not found and rule.name == "FinalSnapshot" and imported.nimg is not None and imported.nimg != total:
+        found = f"it is after {imported.nimg:,} images, the cell measures after {total:,}"
+    if found:
+        raise UsageError(f"{imported.folder}: {imported.source} does not belong to {cell} at {resolved.scale}: {found}")
+
+
+NOT_SAMPLED = ("dropout", "label_dropout", "use_fp16", "use_bf16")
+"""Arguments of networks that matter to training alone, and the precision, in which the cell has its own say."""
+
+
+def first_difference(ours: Any, theirs: Any) -> str:
+    """Where two networks, each as class and arguments, differ in words; '' where they agree. ours: the cell's."""
+    if ours["class"] != theirs.get("class"):
+        return f"its network is {theirs.get('class')}, the cell's is {ours['class']}"
+    for key, value in ours["args"].items():
+        if key not in theirs["args"]:
+            return f"it does not tell {ours['class']}.{key}; import it anew"
+        other = theirs["args"][key]
+        if isinstance(value, dict) and isinstance(other, dict):
+            if found := first_difference(value, other):
+                return found
+        elif key not in NOT_SAMPLED and value != other:
+            return f"its {ours['class']}.{key} is {other!r}, the cell's is {value!r}"
+    return ""
+
+
+def _described(value: Any) -> Any:
+    if isinstance(value, Node):
+        return {"class": value.name, "args": {key: _described(item) for key, item in value.args.items()}}
+    return list(value) if isinstance(value, tuple) else value
 
 
 def import_command(cell: Cell) -> str:

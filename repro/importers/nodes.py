@@ -80,21 +80,3 @@ def as_gin(node: Node) -> list[str]:
         if isinstance(value, Node):
             inner += as_gin(value)
     return lines + inner
-
-
-def first_difference(ours: Node, theirs: Node, ignored: frozenset[str] = frozenset()) -> str:
-    """Where two descriptions differ, in words; '' where they agree. ours: of a cell; theirs: of a checkpoint."""
-    if ours.name != theirs.name:
-        return f"its network is {theirs.name}, the cell's is {ours.name}"
-    for key, value in ours.args.items():
-        other = theirs.args[key]
-        if isinstance(value, Node) and isinstance(other, Node):
-            if found := first_difference(value, other, ignored):
-                return found
-        elif key not in ignored and value != other and not (_listed(value) == _listed(other)):
-            return f"its {ours.name}.{key} is {other!r}, the cell's is {value!r}"
-    return ""
-
-
-def _listed(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value

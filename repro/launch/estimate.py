@@ -34,7 +34,7 @@ class Cost:
 
 def estimate(plan: Plan) -> Cost:
     """Cost of all that a plan has to compute (backward = twice the forward pass)."""
-    flops, disk = 0.0, 0.0
+    flops, disk, runs = 0.0, 0.0, 0
     networks: dict[str, tuple[float, int]] = {}  # equal networks are counted once
     for job in plan.jobs:
         resolved = job.wanted[0].resolve()
@@ -45,11 +45,13 @@ def estimate(plan: Plan) -> Cost:
         forward, parameters = networks[key]
         milestones = sorted({m for request in job.wanted for m in request.resolve().selection().milestones()})
         profiles = {request.resolve().ema().name for request in job.wanted}
-        flops += 3 * forward * milestones[-1]
+        trained = not resolved.imported
+        runs += trained
+        flops += 3 * forward * milestones[-1] * trained
         nfe = count_nfe(build(resolved.evaluation.args["sampler"]))
         flops += forward * nfe * resolved.evaluation.args["num_samples"] * len(job.tasks)
-        disk += 4 * parameters * (len(milestones) * len(profiles) + 2 * (3 + len(profiles)))
-    return Cost(len(plan.jobs), flops / ASSUMED_FLOPS / 3600, disk / 1e9)
+        disk += 4 * parameters * (len(milestones) * len(profiles) + 2 * (3 + len(profiles))) * trained
+    return Cost(runs, flops / ASSUMED_FLOPS / 3600, disk / 1e9)
 
 
 def _network(denoiser: Node) -> tuple[float, int]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from repro.cells import Resolved, resolve
 from repro.errors import CorruptData, MissingPrerequisite
+from repro.published import Imported, check_fits, import_command, read_imported
 from repro.results.records import read_record, record_path
 from repro.tables import Cell, find_cell
 
@@ -29,15 +30,17 @@ class Folders:
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """One replicate of a cell, in words that a worker can resolve anew."""
+    """One replicate of a cell, in words that a worker can resolve anew. imported: folder of imported weights, or ''."""
 
     cell: str
     scale: str
     bindings: tuple[str, ...]
     seed: int
+    imported: str = ""
 
     def resolve(self) -> Resolved:
-        return resolve(find_cell(self.cell), self.scale, self.bindings, seed=self.seed)
+        resolved = resolve(find_cell(self.cell), self.scale, self.bindings, seed=self.seed)
+        return resolved.with_imported(read_imported(Path(self.imported)).sha256) if self.imported else resolved
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +68,8 @@ class Job:
     def title(self) -> str:
         """For progress lines: the first cell that needs it, and the replicate."""
         request = self.tasks[0].request if self.tasks else self.wanted[0]
-        return f"{request.cell.split('/', 2)[2]} seed {request.seed}"
+        which = "imported" if request.imported else f"seed {request.seed}"
+        return f"{request.cell.split('/', 2)[2]} {which}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +86,12 @@ class Plan:
 
 
 def make_plan(
-    cells: Sequence[Cell], scale: str, bindings: Sequence[str], seeds: Iterable[int], runs: Sequence[Path]
+    cells: Sequence[Cell],
+    scale: str,
+    bindings: Sequence[str],
+    seeds: Iterable[int],
+    runs: Sequence[Path],
+    published: Mapping[str, Imported] = {},
 ) -> Plan:
     """Plan some replicates of some cells.
 
@@ -90,7 +99,12 @@ def make_plan(
         cells: the cells; those of equal trajectories share a job.
         seeds: training seeds.
         runs: folders to look for records in.
+        published: name of a cell -> imported weights that are evaluated in place of training it, once.
+
+    Raises:
+        UsageError: imported weights of another network than the cell's.
     """
+    seeds = list(seeds)
     wanted: dict[str, list[Request]] = {}
     tasks: dict[str, list[Task]] = {}
     done = 0
@@ -98,9 +112,13 @@ def make_plan(
     seen: set[tuple[str, int, int]] = set()
     for cell in cells:
         base = resolve(cell, scale, bindings)
-        for seed in seeds:
+        imported = published.get(cell.name)
+        if imported is not None:
+            check_fits(base, imported)
+            base = base.with_imported(imported.sha256)
+        for seed in [base.seed] if imported else seeds:
             resolved = base.with_seed(seed)
-            request = Request(cell.name, scale, tuple(bindings), seed)
+            request = Request(cell.name, scale, tuple(bindings), seed, str(imported.folder) if imported else "")
             wanted.setdefault(resolved.trajectory_hash, []).append(request)
             selection = resolved.selection()
             for milestone in selection.milestones():
@@ -140,18 +158,20 @@ def check_prerequisites(
     folders: Folders,
     train: bool,
     say: Callable[[str], None] = lambda line: None,
+    published: Mapping[str, Imported] = {},
 ) -> None:
     """Raise MissingPrerequisite, naming all that is missing, before hours are spent on the way to it.
 
-    Where nothing is missing but extractor weights, they are fetched.
+    Where nothing is missing but extractor weights, they are fetched. published: see `make_plan`.
     """
     missing: dict[str, None] = {}
     protocols: dict[str, Any] = {}
     for cell in cells:
         resolved = resolve(cell, scale, bindings)
-        if resolved.scale == "full" and cell.starred and not train:
+        imported = cell.name in published
+        if resolved.scale == "full" and cell.starred and not train and not imported:
             missing[
-                f"{cell.name}: the paper evaluates published weights here, and this version cannot import any; "
+                f"{cell.name}: the paper evaluates published weights here: `{import_command(cell)}` makes them usable; "
                 "--train trains the network instead, and the table says so"
             ] = None
         if resolved.dataset().source.form != "pixels":
@@ -162,8 +182,9 @@ def check_prerequisites(
         for line in protocol.missing(folders.weights):
             missing[line] = None
             protocols[line] = protocol
-        for line in resolved.dataset().missing(folders.data):
-            missing[line] = None
+        if not (imported and protocol.streamed):  # nothing is trained, and the reference is stored statistics
+            for line in resolved.dataset().missing(folders.data):
+                missing[line] = None
     fetchable = {line: protocol for line, protocol in protocols.items() if "doctor --download" in line}
     if fetchable.keys() == missing.keys():
         for protocol in fetchable.values():

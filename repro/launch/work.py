@@ -20,15 +20,17 @@ from repro.cells import Resolved
 from repro.config import build, canonical
 from repro.data.prefetch import rank_slices
 from repro.data.stream import ImageStream
+from repro.diffusion.discrete_denoiser import DiscreteDenoiser
 from repro.diffusion.draws import derive_seed
 from repro.errors import MissingPrerequisite, UsageError
 from repro.experiment import Execution, Trajectory
 from repro.files import make_folder, remove_leftovers, write_atomic, write_json
+from repro.importers.folders import fill
 from repro.launch.claims import Claim, Owner, acquire, how_to_release
 from repro.launch.evaluate import Scoring, identity_of
-from repro.launch.plan import Folders, Job, Task, has_record
-from repro.metrics.feature_protocol import FeatureProtocol
+from repro.launch.plan import Folders, Job, Request, Task, has_record
 from repro.pictures import write_grid
+from repro.published import Imported, read_imported
 from repro.results import provenance
 from repro.results.records import Metric, Record, record_path, write_record
 from repro.training import snapshots
@@ -79,7 +81,11 @@ class Worker:
         if not pending:
             return
         trajectory, stream = self._open(resolved, execution)
-        self._train(job, resolved, trajectory, stream, folder, execution)
+        if resolved.imported:
+            self._describe(job.wanted[0], resolved, folder)
+        else:
+            assert stream is not None
+            self._train(job, resolved, trajectory, stream, folder, execution)
         for index, task in enumerate(pending):
             self._evaluate(task, trajectory, stream, folder, execution, (index, len(pending)))
         self.world.wait()
@@ -87,18 +93,35 @@ class Worker:
     def _done(self, task: Task) -> bool:
         return has_record(self.folders.readable, task.request.resolve(), task.milestone, task.range, [])
 
-    def _open(self, resolved: Resolved, execution: Execution) -> tuple[Trajectory, ImageStream]:
+    def _open(self, resolved: Resolved, execution: Execution) -> tuple[Trajectory, ImageStream | None]:
+        """The built trajectory and its data; None where imported weights are scored against stored statistics."""
         if execution.threads:
             torch.set_num_threads(execution.threads)
         trajectory = build_trajectory(resolved)
         if execution.compile:
             compile_network(trajectory.denoiser.model, execution.device)
+        if resolved.imported and resolved.protocol().streamed:
+            return trajectory, None
         stream = trajectory.data.open(self.folders.data, trajectory.seed)
         world = self.world
         stream.read_ahead(
             execution.workers, rank_slices(trajectory.batch, world.size, world.rank, execution.micro_batch)
         )
         return trajectory, stream
+
+    def _describe(self, request: Request, resolved: Resolved, folder: Path) -> None:
+        """The manifest of a trajectory that was not trained here."""
+        if not self.world.first:
+            return
+        imported = read_imported(Path(request.imported))
+        manifest = {
+            "trajectory_hash": resolved.trajectory_hash,
+            "config": resolved.config["args"]["trajectory"],
+            "imported": origin_of(imported),
+            "sources_sha256": assets.sources_sha256(),
+        }
+        write_json(folder / "manifest.json", manifest)
+        write_atomic(folder / "config.gin", resolved.text.encode())
 
     def _train(
         self,
@@ -154,7 +177,7 @@ class Worker:
         self,
         task: Task,
         trajectory: Trajectory,
-        stream: ImageStream,
+        stream: ImageStream | None,
         folder: Path,
         execution: Execution,
         position: tuple[int, int],
@@ -162,12 +185,19 @@ class Worker:
         resolved = task.request.resolve()
         evaluation = build(resolved.evaluation)
         net = trajectory.denoiser.eval()
-        meta = evaluation.ema.load(folder, resolved.trajectory_hash, task.milestone, net)
-        if meta["data_manifest"] != stream.manifest_sha256:
-            raise UsageError(
-                f"{folder}: was trained on another data manifest ({meta['data_manifest'][:16]}) than that of "
-                f"{self.folders.data} ({stream.manifest_sha256[:16]})"
-            )
+        imported = read_imported(Path(task.request.imported)) if resolved.imported else None
+        manifest = stream.manifest_sha256 if stream else ""
+        if imported is not None:
+            fill(net.model if isinstance(net, DiscreteDenoiser) else net, imported)
+            nimg = imported.nimg or 0
+        else:
+            meta = evaluation.ema.load(folder, resolved.trajectory_hash, task.milestone, net)
+            nimg = int(meta["nimg"])
+            if meta["data_manifest"] != manifest:
+                raise UsageError(
+                    f"{folder}: was trained on another data manifest ({meta['data_manifest'][:16]}) than that of "
+                    f"{self.folders.data} ({manifest[:16]})"
+                )
         path = record_path(
             self.folders.runs, resolved.trajectory_hash, resolved.evaluation_hash, task.milestone, task.range
         )
@@ -182,8 +212,9 @@ class Worker:
             if self.stop():
                 raise Interrupted("stopped while sampling; the same command continues after the last whole block")
 
-        streamed = isinstance(evaluation.protocol, FeatureProtocol)
-        reference = torch.empty(0) if streamed else stream.all_images()  # a whole data set: only where it is compared
+        reference = torch.empty(0)
+        if stream is not None and not evaluation.protocol.streamed:  # a whole data set: only where it is compared
+            reference = stream.all_images()
         scoring = Scoring(
             net,
             evaluation,
@@ -211,7 +242,7 @@ class Worker:
             config=resolved.config,
             seed=resolved.seed,
             milestone_nimg=task.milestone,
-            nimg=int(meta["nimg"]),
+            nimg=nimg,
             range=task.range,
             first_seed=first,
             num_samples=evaluation.num_samples,
@@ -220,8 +251,9 @@ class Worker:
                 name: Metric(float(v), evaluation.num_samples, protocol["class"]) for name, v in scored.scores.items()
             },
             protocol=protocol,
-            weights="trained",
-            data_manifest_sha256=meta["data_manifest"],
+            weights="trained" if imported is None else "imported",
+            imported=None if imported is None else origin_of(imported),
+            data_manifest_sha256=manifest,
             reference_sha256=evaluation.protocol.reference_sha256(reference, self.folders.weights),
             sources_sha256=assets.sources_sha256(),
             git_revision=provenance.git_state()[0],
@@ -236,6 +268,11 @@ class Worker:
         )
         write_record(self.folders.runs, record)
         scoring.clean()
+
+
+def origin_of(imported: Imported) -> dict[str, Any]:
+    """Where imported weights come from, for manifest and record."""
+    return {key: getattr(imported, key) for key in ("source", "sha256", "kind", "nimg", "std")}
 
 
 def build_trajectory(resolved: Resolved) -> Trajectory:

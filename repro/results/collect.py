@@ -7,7 +7,7 @@ import math
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from repro import assets
 from repro.cells import Resolved, experiment_digest, resolve
@@ -23,6 +23,11 @@ if TYPE_CHECKING:
 REFERENCE_ONLY = "reference only"
 STALE = "stale: made by other sources of repro"
 TRAINED = "trained here; the paper evaluated published weights"
+UNSHOWN = "imported weights were evaluated too; --from-published shows them"
+IMPORTED_SEED = -1
+"""Stands for the training seed of weights that were not trained here."""
+Weights = Literal["auto", "published", "trained"]
+"""Which weights count where a cell has both: `auto` takes imported ones where the paper did."""
 MARKS = (STALE,)
 """Notes that mark a value without saying why it has no verdict."""
 
@@ -56,7 +61,8 @@ class CellResult:
 
     metric: ours that decides, '' of a reference-only cell; metrics: all that its protocol has; replicates: complete
     ones, by seed; notes: why something is missing, stale, or not used; outcome: the test against the reference, or None
-    where there is nothing to compare or no verdict is due.
+    where there is nothing to compare or no verdict is due; imported: published name of the file whose weights these are
+    the values of, '' where they were trained here.
     """
 
     cell: Cell
@@ -66,6 +72,7 @@ class CellResult:
     metrics: tuple[str, ...] = ()
     outcome: Outcome | None = None
     rule: str = ""
+    imported: str = ""
 
     @property
     def values(self) -> list[float]:
@@ -148,19 +155,26 @@ def row_of(result: CellResult) -> dict[str, Any]:
         "mean over ranges": range_mean,
         "sd over ranges": range_sd,
         "NFE": nfe,
+        "weights": ("imported" if result.imported else "trained") if result.replicates else "",
         "verdict": result.verdict,
         "notes": "; ".join(result.notes),
     }
 
 
 def collect(
-    table: Table, scale: str, runs: Sequence[Path], cells: Sequence[Cell], bindings: Sequence[str] = ()
+    table: Table,
+    scale: str,
+    runs: Sequence[Path],
+    cells: Sequence[Cell],
+    bindings: Sequence[str] = (),
+    weights: Weights = "auto",
 ) -> Collection:
     """Assemble a table from the records in some runs folders.
 
     Args:
         cells: the cells to show.
         bindings: texts of `--gin`, as in the run.
+        weights: which weights count where a cell has both imported and trained ones.
     """
     records, problems = read_all(runs)
     chosen = {cell.name: resolve(cell, scale, bindings) for cell in cells if not cell.reference_only}
@@ -169,6 +183,9 @@ def collect(
     for name, base in chosen.items():
         for seed in seeds:
             owners[base.with_seed(seed).evaluation_hash].append((name, seed))
+    imported = _imported(records, chosen, scale)
+    for (name, _), base in imported.items():
+        owners[base.evaluation_hash].append((name, IMPORTED_SEED))
     by_cell: dict[tuple[str, int], list[Record]] = defaultdict(list)
     unmatched: dict[str, int] = defaultdict(int)
     for record in _unique(records, problems):
@@ -176,7 +193,11 @@ def collect(
             by_cell[owner].append(record)
         if record.evaluation_hash not in owners and record.cell in chosen and record.scale == scale:
             unmatched[record.cell] += 1
-    results = [_result(chosen[c.name], by_cell, seeds) if c.name in chosen else _quoted(c) for c in cells]
+    given = {name: base for (name, _), base in imported.items() if by_cell.get((name, IMPORTED_SEED))}
+    results = [
+        _chosen(chosen[c.name], given.get(c.name), by_cell, seeds, weights) if c.name in chosen else _quoted(c)
+        for c in cells
+    ]
     for result in results:
         if count := unmatched.get(result.cell.name):
             plural = "records were" if count > 1 else "record was"
@@ -197,6 +218,43 @@ def _unique(records: Sequence[Record], problems: list[str]) -> list[Record]:
 def _quoted(cell: Cell) -> CellResult:
     """A cell that only the paper has."""
     return CellResult(cell, "", [], [f"{REFERENCE_ONLY}: {cell.reference_only}"])
+
+
+def _imported(records: Sequence[Record], chosen: dict[str, Resolved], scale: str) -> dict[tuple[str, str], Resolved]:
+    """(cell, sha256 of an imported file of which there are records) -> the cell with these weights."""
+    origins = [record.imported for record in records if record.scale == scale and record.imported]
+    digests = sorted({str(origin.get("sha256")) for origin in origins})
+    return {(name, digest): base.with_imported(digest) for name, base in chosen.items() for digest in digests}
+
+
+def _chosen(
+    base: Resolved,
+    given: Resolved | None,
+    by_cell: dict[tuple[str, int], list[Record]],
+    seeds: Sequence[int],
+    weights: Weights,
+) -> CellResult:
+    """A cell's result from imported weights where there are some that count, else from those trained here."""
+    wanted = weights == "published" or (weights == "auto" and base.cell.starred and base.scale == "full")
+    if given is not None and wanted:
+        return _of_imported(given, by_cell)
+    result = _result(base, by_cell, seeds)
+    if given is not None:
+        result.notes.append(UNSHOWN)
+    return result
+
+
+def _of_imported(given: Resolved, by_cell: dict[tuple[str, int], list[Record]]) -> CellResult:
+    """The result of one imported file; of several the first by name, and the others are said."""
+    found = by_cell[given.cell.name, IMPORTED_SEED]
+    files = sorted({(str(r.imported["source"]), str(r.imported["sha256"])) for r in found if r.imported})
+    kept = [record for record in found if record.imported and record.imported["sha256"] == files[0][1]]
+    result = _result(given.with_imported(files[0][1]), {(given.cell.name, IMPORTED_SEED): kept}, [IMPORTED_SEED])
+    result.imported = files[0][0]
+    result.notes.append(f"imported weights, {files[0][0]} (sha256 {files[0][1][:16]})")
+    for source, digest in files[1:]:
+        result.notes.append(f"imported weights of {source} (sha256 {digest[:16]}) were evaluated too: not shown")
+    return result
 
 
 def _result(base: Resolved, by_cell: dict[tuple[str, int], list[Record]], seeds: Sequence[int]) -> CellResult:
@@ -252,7 +310,7 @@ def _explain(result: CellResult, base: Resolved) -> None:
         return
     if result.stale:
         result.notes.append(STALE)
-    if result.cell.starred and base.scale == "full":
+    if result.cell.starred and base.scale == "full" and not base.imported:
         result.notes.append(TRAINED)
     judge(result, base)
 
@@ -271,12 +329,14 @@ def _judge(result: CellResult, base: Resolved) -> None:
         if result.cell.inferred:
             result.notes.append("no verdict: an inferred setting")
             return
-        if result.cell.starred:
+        if result.cell.starred and not base.imported:
             return  # other weights than the paper's; the note says so
         if result.metric in result.cell.reference:
             result.outcome = against_paper(values, result.cell.reference[result.metric])
             result.rule = "the paper's value, 2 % relative sd"
         return
+    if base.imported:
+        return  # references are measured with trained weights
     reference = load_references(result.cell.table, base.scale).get(result.cell.name)
     if reference is None:
         return

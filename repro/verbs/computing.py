@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from repro.cells import resolve
-from repro.errors import CheckFailed, UsageError
+from repro.errors import CheckFailed, MissingPrerequisite, UsageError
 from repro.files import make_folder
 from repro.launch.plan import Folders, Plan, check_prerequisites, make_plan
-from repro.results.collect import collect
+from repro.published import Imported, files_of, find_imported, import_command, imported_for
+from repro.results.collect import Weights, collect
 from repro.tables import Cell, find_cell, load_table
 from repro.verbs import reporting
+from repro.verbs.importing import published_folder
 
 if TYPE_CHECKING:
     from repro.launch.local import Failure
@@ -60,6 +62,36 @@ def computable_cell(name: str) -> Cell:
     return cell
 
 
+def weights_of(options: argparse.Namespace) -> Weights:
+    """Which weights count in a table: --from-published, --train, or what the paper evaluated."""
+    published, train = getattr(options, "from_published", False), getattr(options, "train", False)
+    if published and train:
+        raise UsageError("--from-published evaluates imported weights, --train trains: give one of them")
+    return "published" if published else "trained" if train else "auto"
+
+
+def published_for(cells: Sequence[Cell], options: argparse.Namespace) -> dict[str, Imported]:
+    """Cell -> the imported weights that are evaluated in its place: all with --from-published, else where the paper
+    did so, at full scale.
+
+    Raises:
+        MissingPrerequisite: --from-published, and no cell has imported weights; says what to import.
+    """
+    which = weights_of(options)
+    eligible = [c for c in cells if which == "published" or (which == "auto" and c.starred and options.scale == "full")]
+    if not eligible:
+        return {}
+    folder = published_folder(options)
+    known = find_imported(folder)
+    found = {cell.name: one for cell in eligible if (one := imported_for(cell, known))}
+    if which == "published" and not found:
+        commands = list(dict.fromkeys(import_command(cell) for cell in eligible if files_of(cell)))
+        if not commands:
+            raise UsageError("no published weights are known for these cells (`repro list --published`)")
+        raise MissingPrerequisite(f"{folder} has no imported weights of these cells; {'; '.join(commands)}")
+    return found
+
+
 def run(options: argparse.Namespace) -> int:
     """Compute the missing records of one cell and say what they are."""
     cell = computable_cell(options.cell)
@@ -67,7 +99,7 @@ def run(options: argparse.Namespace) -> int:
     if not first_process():
         return 0
     table = load_table(cell.table)
-    collection = collect(table, options.scale, where.readable, [cell], options.gin)
+    collection = collect(table, options.scale, where.readable, [cell], options.gin, weights_of(options))
     reporting.print_cells(collection, options.json)
     return 0
 
@@ -79,7 +111,7 @@ def reproduce(options: argparse.Namespace) -> int:
     if not first_process():
         return 0
     table = load_table(options.table)
-    collection = collect(table, options.scale, where.readable, cells, options.gin)
+    collection = collect(table, options.scale, where.readable, cells, options.gin, weights_of(options))
     text = reporting.text(collection, options, where)
     print(text)
     name = f"{options.table.replace('/', '_', 1)}.{options.scale}.{options.format}"
@@ -99,6 +131,11 @@ def compute(cells: Sequence[Cell], options: argparse.Namespace) -> Folders:
     if options.jobs is not None and options.jobs < 1:
         raise UsageError("--jobs must be 1 or more")
     where = folders(options, write=True)
+    if weights_of(options) == "published":
+        found = published_for(cells, options)
+        for command in dict.fromkeys(import_command(c) for c in cells if c.name not in found and files_of(c)):
+            print(f"not imported, not evaluated: `{command}`", file=sys.stderr)
+        cells = [cell for cell in cells if cell.name in found]
     if cells and any(int(os.environ.get(name, "1")) > 1 for name in WORLD_SIZES):
         return _compute_together(cells, options, where)
     plan = _plan(cells, options, where)
@@ -118,12 +155,19 @@ def compute(cells: Sequence[Cell], options: argparse.Namespace) -> Folders:
 def _plan(cells: Sequence[Cell], options: argparse.Namespace, where: Folders) -> Plan:
     """What is missing, once it is certain that it can be computed and is wanted; says so where nothing is."""
     seeds = range(options.first_seed, options.first_seed + options.seeds)
-    plan = make_plan(cells, options.scale, options.gin, seeds, where.readable)
+    published = published_for(cells, options)
+    plan = make_plan(cells, options.scale, options.gin, seeds, where.readable, published)
     for problem in plan.problems:
         print(f"not used: {problem}", file=sys.stderr)
     if plan.jobs:
         check_prerequisites(
-            cells, options.scale, options.gin, where, options.train, lambda line: print(line, file=sys.stderr)
+            cells,
+            options.scale,
+            options.gin,
+            where,
+            options.train,
+            lambda line: print(line, file=sys.stderr),
+            published,
         )
         confirm(plan, options)
     elif not plan.done:
@@ -159,7 +203,10 @@ def _compute_together(cells: Sequence[Cell], options: argparse.Namespace, where:
 
 
 def _announce(plan: Plan, where: Folders, how: str) -> None:
-    runs = "1 training run" if len(plan.jobs) == 1 else f"{len(plan.jobs)} training runs, {how}"
+    imported = sum(bool(job.wanted[0].imported) for job in plan.jobs)
+    counts = ((len(plan.jobs) - imported, "training run"), (imported, "imported network"))
+    runs = " and ".join(f"{count} {what}{'s' * (count > 1)}" for count, what in counts if count)
+    runs += f", {how}" if len(plan.jobs) > 1 else ""
     print(f"{plan.missing} of {plan.missing + plan.done} records to compute: {runs}, in {where.runs}", file=sys.stderr)
 
 
