@@ -33,6 +33,7 @@ SNAPSHOT_NAMES: frozenset[Name] = OBJECTS | frozenset(
     }
 )
 """What the plain pickles of EDM and EDM2 name."""
+EDM2_CLASSES = ("Precond", "UNet")
 PREFIXES = ("module.", "_orig_mod.")
 EDM2_NAME = re.compile(r"-(\d{7})-(\d+\.\d+)\.pkl\Z")
 EDM_NAME = re.compile(r"network-snapshot-(\d{6})\.pkl\Z")
@@ -112,7 +113,7 @@ def _snapshot(value: Any, where: str, name: str) -> Checkpoint:
         raise CorruptData(f"{where}: a pickle without a network under the key 'ema'")
     found = network_object(value["ema"], lambda reference, at: nested_storage(reference, at), where)
     about = {"entries": sorted(str(key)[:60] for key in value)}
-    if found.class_name == "Precond":
+    if found.class_name in EDM2_CLASSES:
         nimg, std = edm2_name(name)
         return _of_object(found, "edm2", "EDM2 network snapshot", "ema", ("ema",), nimg=nimg, std=std, about=about)
     form = "EDM network snapshot" if "loss_fn" in value else "EDM network, key ema only"
@@ -133,9 +134,9 @@ def edm2_name(name: str) -> tuple[int | None, float | None]:
 def _of_object(
     found: NetworkObject, family: str, form: str, kind: str, taken: tuple[str, ...], **rest: Any
 ) -> Checkpoint:
-    if family == "edm" and found.class_name not in edm.PRECONDITIONERS:
-        known = ", ".join([*edm.PRECONDITIONERS, "Precond"])
-        raise CorruptData(f"a network of the class {quoted(found.class_name, 60)!r}; known: {known}")
+    known = (*edm.PRECONDITIONERS, *edm.NETWORKS, *EDM2_CLASSES)
+    if found.class_name not in known:
+        raise CorruptData(f"a network of the class {quoted(found.class_name, 60)!r}; known: {', '.join(known)}")
     return Checkpoint(form, family, found.class_name, found.config, found.state, kind, taken, **rest)
 
 
@@ -146,7 +147,7 @@ def _torch(value: Any, storage_of: StorageOf, where: str, container: str, std: f
         raise UsageError(f"{where}: holds no network, but a {kind}")
     if is_object(value.get("net")):
         found = network_object(value["net"], storage_of, where)
-        family = "edm2" if found.class_name == "Precond" else "edm"
+        family = "edm2" if found.class_name in EDM2_CLASSES else "edm"
         return _of_object(found, family, f"EDM training state, {container}", "live", ("net",))
     if isinstance(value.get("net"), dict) and isinstance(value.get("state"), dict):
         return _edm2_training(value, storage_of, where, container, std)

@@ -162,6 +162,11 @@ def _edm2(shapes: Shapes) -> Recognised:
     return "edm2", "Precond" if prefix else "UNet", config, unknown
 
 
+def _edm(shapes: Shapes) -> Recognised:
+    """EDM's networks are published as objects; of a bare state dict neither class nor arguments show."""
+    return "edm", "network of EDM", {}, ("its class (--as EDMPrecond)", "and arguments")
+
+
 def _whole(width: int, unit: int) -> int:
     if width % unit:
         raise ValueError(f"a width of {width} over {unit}")
@@ -175,5 +180,7 @@ _READERS = {
     "in_blocks.0.attn.qkv.weight": _uvit,
     "unet.out_gain": _edm2,
     "out_gain": _edm2,
+    "model.map_layer0.weight": _edm,
+    "map_layer0.weight": _edm,
 }
 """A key that only networks of one class have -> how to read their shapes."""
