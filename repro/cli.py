@@ -83,6 +83,7 @@ def parser() -> Parser:
     _metric_verbs(verbs)
     _record_verbs(verbs)
     _weights_verbs(verbs)
+    _export_verb(verbs)
     return top
 
 
@@ -337,6 +338,19 @@ def _weights_verbs(verbs: Any) -> None:
         "--std", type=float, metavar="S", help="EMA width of a renamed EDM2 snapshot, or of the average to take from "
         "EDM2's training state (default: its live weights)",
     )  # fmt: skip
+    _json(verb)
+
+
+def _export_verb(verbs: Any) -> None:
+    verb = _verb(
+        verbs, "export", _of("importing.export"), "the trained weights behind a cell's value, with a model card",
+        "repro export edm/table2/f/cifar10-cond-vp --scale mini --out f",
+    )  # fmt: skip
+    verb.add_argument("cell", metavar="CELL")
+    verb.add_argument("--out", type=Path, metavar="DIR", help="the new folder (default: named like the cell)")
+    verb.add_argument("--seed", type=int, metavar="S", help="training seed (default: the first that has a value)")
+    _configuration(verb)
+    _folders(verb)
     _json(verb)
 
 

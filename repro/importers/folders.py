@@ -90,8 +90,8 @@ def write_stored(
                 if not numbers.is_floating_point():
                     raise CorruptData(f"{quoted(key)}: {numbers.dtype} where weights are expected")
                 value = state[key].view(numbers).to(torch.float32).contiguous()
-                if not bool(torch.isfinite(value).all()):
-                    bad, first = bad + int((~torch.isfinite(value)).sum()), first or key
+                if not torch.isfinite(value.sum()) and (count := int((~torch.isfinite(value)).sum())):
+                    bad, first = bad + count, first or key
                 check(key, value)
                 stream.seek(places[key])
                 _write(stream, value)

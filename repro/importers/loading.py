@@ -52,7 +52,7 @@ def check_constant(key: str, expected: Tensor | None, value: Tensor) -> None:
 def constants(net: nn.Module, node: Node) -> dict[str, Tensor]:
     """The buffers of `net` that follow from the arguments in `node`, by key. `net` may be on the device `meta`."""
     found = {}
-    for key, value in net.named_buffers():
+    for key, value in net.named_buffers(remove_duplicate=False):
         leaf = key.rpartition(".")[2]
         if leaf in TOLERANCES:
             found[key] = value if not value.is_meta else resampling_kernel(_argument(node, "resample_filter") or (1, 1))

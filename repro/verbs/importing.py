@@ -115,3 +115,26 @@ def list_published(options: argparse.Namespace) -> int:
             print(f"    {cell.name}")
     print("`repro import FILE` makes one of them usable, `repro reproduce TABLE --from-published` evaluates it")
     return 0
+
+
+def export(options: argparse.Namespace) -> int:
+    """Write the weights behind a cell's value, with a model card."""
+    from repro.cells import resolve
+    from repro.launch.export import choose
+    from repro.launch.export import export as write
+    from repro.results.collect import collect
+    from repro.tables import load_table
+    from repro.verbs.computing import computable_cell, folders
+
+    cell = computable_cell(options.cell)
+    where = folders(options, write=False)
+    table = load_table(cell.table)
+    (result,) = collect(table, options.scale, where.readable, [cell], options.gin, "trained").cells
+    chosen = choose(table, result, resolve(cell, options.scale, options.gin), options.seed, where.readable)
+    name = f"{cell.name.replace('/', '_')}.{options.scale}.seed{chosen.replicate.seed}"
+    written = write(chosen, options.out or Path(name))
+    if options.json:
+        print((written.folder / "provenance.json").read_text(encoding="utf-8"), end="")
+        return 0
+    print(f"{written.source}: written to {written.folder}")
+    return 0
