@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from repro import assets
 from repro.cells import Resolved
@@ -22,6 +22,7 @@ from repro.errors import CorruptData, UsageError
 from repro.tables import Cell, load_table, table_names
 
 PROVENANCE, WEIGHTS, CONFIG = "provenance.json", "weights.safetensors", "config.gin"
+Role = Literal["cells", "guides"]
 FORM = 1
 """Version of the folder's form."""
 
@@ -31,8 +32,8 @@ class PublishedFile:
     """A file of `tables/published.csv`.
 
     file: its name, or what it is in angle brackets where the name is not known; nbytes: about how large it is
-    (parameters times bytes a weight); sha256: '' where it is not known; cells: patterns of the names of cells that it
-    belongs to; note: what else to know.
+    (parameters times bytes a weight); sha256: '' where it is not known; cells, guides: patterns of the names of cells
+    whose network it is, or whose guide; note: what else to know.
     """
 
     file: str
@@ -40,10 +41,8 @@ class PublishedFile:
     nbytes: int
     sha256: str
     cells: tuple[str, ...]
+    guides: tuple[str, ...]
     note: str
-
-    def belongs_to(self, cell: Cell) -> bool:
-        return not cell.reference_only and any(fnmatchcase(cell.name, pattern) for pattern in self.cells)
 
 
 @cache
@@ -52,19 +51,24 @@ def published_files() -> tuple[PublishedFile, ...]:
     with open(assets.tables_dir() / "published.csv", encoding="utf-8", newline="") as stream:
         return tuple(
             PublishedFile(row["file"], row["family"], round(float(row["megabytes"]) * 1e6), row["sha256"],
-                          tuple(row["cells"].split()), row["note"])
+                          tuple(row["cells"].split()), tuple(row["guides"].split()), row["note"])
             for row in csv.DictReader(stream)
         )  # fmt: skip
 
 
-def files_of(cell: Cell) -> list[PublishedFile]:
-    """The published files that give a cell's weights; any one of them will do."""
-    return [file for file in published_files() if file.belongs_to(cell)]
+def files_of(cell: Cell, role: Role = "cells") -> list[PublishedFile]:
+    """The published files that give a cell's weights (`cells`), or its guide's (`guides`); any one of them will do."""
+    return [file for file in published_files() if _belongs(file, cell, role)]
 
 
 def cells_of(file: PublishedFile) -> list[Cell]:
-    """The cells that a published file belongs to, in the order of the tables."""
-    return [cell for name in table_names() for cell in load_table(name).cells if file.belongs_to(cell)]
+    """The cells that a published file belongs to, as their network or as its guide, in the order of the tables."""
+    cells = [cell for name in table_names() for cell in load_table(name).cells]
+    return [cell for cell in cells if _belongs(file, cell, "cells") or _belongs(file, cell, "guides")]
+
+
+def _belongs(file: PublishedFile, cell: Cell, role: Role) -> bool:
+    return not cell.reference_only and any(fnmatchcase(cell.name, pattern) for pattern in getattr(file, role))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,28 +116,52 @@ def find_imported(published: Path) -> list[Imported]:
     return [read_imported(path.parent) for path in sorted(published.glob(f"*/{PROVENANCE}"))]
 
 
-def imported_for(cell: Cell, imported: Iterable[Imported]) -> Imported | None:
-    """The imported checkpoint that belongs to a cell: imported for it by name, or else its first published file."""
+def imported_for(cell: Cell, imported: Iterable[Imported]) -> tuple[Imported, ...]:
+    """The imported checkpoints of a cell: its network's, then its guide's; none where one of them is missing.
+
+    Its network's is the one that was imported for the cell by name, or else that of its first published file.
+    """
     known = list(imported)
-    own = next((one for one in known if one.cell == cell.name), None)
     by_name = {one.source: one for one in reversed(known)}
-    return own or next((by_name[file.file] for file in files_of(cell) if file.file in by_name), None)
+    own = [one for one in known if one.cell == cell.name]
+    own += [by_name[file.file] for file in files_of(cell) if file.file in by_name]
+    guides = files_of(cell, "guides")
+    if not guides:
+        return tuple(own[:1])
+    guiding = [by_name[file.file] for file in guides if file.file in by_name]
+    return (own[0], guiding[0]) if own and guiding else ()
 
 
-def check_fits(resolved: Resolved, imported: Imported) -> None:
-    """UsageError where a checkpoint is not of the network, the time or the average that a cell measures."""
-    cell, denoiser = resolved.cell.name, resolved.trajectory.args["denoiser"]
+def check_fits(resolved: Resolved, *imported: Imported) -> None:
+    """UsageError where checkpoints are not of the network, the time or the average that a cell measures.
+
+    imported: of the cell's network, then of its guide.
+    """
+    args = resolved.evaluation.args
+    rule, guide = args["selection"], args["guide"]
+    last = rule.args["total_nimg"] if rule.name == "FinalSnapshot" else None
+    wanted = [(resolved.trajectory, args["ema"], last)]
+    if guide is not None:
+        wanted.append((guide.args["trajectory"], guide.args["ema"], guide.args["milestone_nimg"]))
+    if len(wanted) != len(imported):
+        raise UsageError(f"{resolved.cell.name}: needs {len(wanted)} imported networks, its guide's too")
+    for (trajectory, ema, nimg), one in zip(wanted, imported, strict=True):
+        found = _misfit(trajectory.args["denoiser"], ema.args.get("std"), nimg, one)
+        if found:
+            where = f"{resolved.cell.name} at {resolved.scale}"
+            raise UsageError(f"{one.folder}: {one.source} does not belong to {where}: {found}")
+
+
+def _misfit(denoiser: Node, std: float | None, nimg: int | None, imported: Imported) -> str:
     bare = denoiser.name == "DiscreteDenoiser"  # its published files hold the network alone
     found = first_difference(_described(denoiser.args["model"] if bare else denoiser), imported.network)
-    evaluation = resolved.evaluation.args
-    std, rule = evaluation["ema"].args.get("std"), evaluation["selection"]
-    if not found and None not in (std, imported.std) and std != imported.std:
-        found = f"it is an average of std {imported.std:g}, the cell's is of {std:g}"
-    total = rule.args.get("total_nimg")
-    if not found and rule.name == "FinalSnapshot" and imported.nimg is not None and imported.nimg != total:
-        found = f"it is after {imported.nimg:,} images, the cell measures after {total:,}"
     if found:
-        raise UsageError(f"{imported.folder}: {imported.source} does not belong to {cell} at {resolved.scale}: {found}")
+        return found
+    if std is not None and imported.std is not None and std != imported.std:
+        return f"it is an average of std {imported.std:g}, the cell's is of {std:g}"
+    if nimg is not None and imported.nimg is not None and nimg != imported.nimg:
+        return f"it is after {imported.nimg:,} images, the cell measures after {nimg:,}"
+    return ""
 
 
 NOT_SAMPLED = ("dropout", "label_dropout", "use_fp16", "use_bf16")
@@ -162,9 +190,14 @@ def _described(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def import_command(cell: Cell) -> str:
-    """What the user has to type to import a cell's weights."""
-    file = files_of(cell)[0]
-    digest = f" --sha256 {file.sha256}" if file.sha256 else ""
-    known = not file.file.startswith("<")
-    return f"repro import {file.file}{digest}" if known else f"repro import FILE{digest} --as {cell.name}"
+def import_commands(cell: Cell, imported: Iterable[Imported] = ()) -> str:
+    """What the user has to type to import those of a cell's weights that are not imported; '' where none is known."""
+    known = {one.source for one in imported}
+    commands = []
+    for files in (files_of(cell), files_of(cell, "guides")):
+        if files and not known.intersection(file.file for file in files):
+            digest = f" --sha256 {files[0].sha256}" if files[0].sha256 else ""
+            named = not files[0].file.startswith("<")
+            commands.append(f"`repro import {files[0].file}{digest}`" if named else
+                            f"`repro import FILE{digest} --as {cell.name}`")  # fmt: skip
+    return " and ".join(commands)

@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from repro.cells import Resolved, resolve
+from repro.cells import Leg, Resolved, resolve
+from repro.config import build
 from repro.errors import CorruptData, MissingPrerequisite
-from repro.published import Imported, check_fits, import_command, read_imported
+from repro.published import Imported, check_fits, import_commands, read_imported
 from repro.results.records import read_record, record_path
 from repro.tables import Cell, find_cell
 
@@ -30,17 +31,24 @@ class Folders:
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """One replicate of a cell, in words that a worker can resolve anew. imported: folder of imported weights, or ''."""
+    """One replicate of a cell, in words that a worker can resolve anew.
+
+    imported: folders of imported weights, of the network and of its guide; none where they are trained.
+    """
 
     cell: str
     scale: str
     bindings: tuple[str, ...]
     seed: int
-    imported: str = ""
+    imported: tuple[str, ...] = ()
 
     def resolve(self) -> Resolved:
         resolved = resolve(find_cell(self.cell), self.scale, self.bindings, seed=self.seed)
-        return resolved.with_imported(read_imported(Path(self.imported)).sha256) if self.imported else resolved
+        return resolved.with_imported(*(one.sha256 for one in self.published())) if self.imported else resolved
+
+    def published(self) -> list[Imported]:
+        """The imported checkpoints: of the network, then of its guide."""
+        return [read_imported(Path(folder)) for folder in self.imported]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,19 +65,27 @@ class Task:
 class Job:
     """One trajectory and the evaluations on it that are missing.
 
-    wanted: every request that shares the trajectory; the training run keeps what all of them need.
+    wanted: every request that shares the trajectory; the training run keeps what all of them need. tasks: none for a
+    run that only guides others; after: trajectories of other jobs that guide this one, which have to be there first.
     """
 
     trajectory_hash: str
     wanted: tuple[Request, ...]
     tasks: tuple[Task, ...]
+    after: tuple[str, ...] = ()
+
+    def legs(self) -> list[Leg]:
+        """What each of `wanted` asks of the trajectory."""
+        legs = [leg for request in self.wanted for leg in request.resolve().legs]
+        return [leg for leg in legs if leg.trajectory_hash == self.trajectory_hash]
 
     @property
     def title(self) -> str:
         """For progress lines: the first cell that needs it, and the replicate."""
         request = self.tasks[0].request if self.tasks else self.wanted[0]
+        role = "" if self.tasks else "guide of "
         which = "imported" if request.imported else f"seed {request.seed}"
-        return f"{request.cell.split('/', 2)[2]} {which}"
+        return f"{role}{request.cell.split('/', 2)[2]} {which}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +107,7 @@ def make_plan(
     bindings: Sequence[str],
     seeds: Iterable[int],
     runs: Sequence[Path],
-    published: Mapping[str, Imported] = {},
+    published: Mapping[str, Sequence[Imported]] = {},
 ) -> Plan:
     """Plan some replicates of some cells.
 
@@ -99,7 +115,8 @@ def make_plan(
         cells: the cells; those of equal trajectories share a job.
         seeds: training seeds.
         runs: folders to look for records in.
-        published: name of a cell -> imported weights that are evaluated in place of training it, once.
+        published: name of a cell -> imported weights, of the network and of its guide, that are evaluated in place of
+            training them, once.
 
     Raises:
         UsageError: imported weights of another network than the cell's.
@@ -112,14 +129,15 @@ def make_plan(
     seen: set[tuple[str, int, int]] = set()
     for cell in cells:
         base = resolve(cell, scale, bindings)
-        imported = published.get(cell.name)
-        if imported is not None:
-            check_fits(base, imported)
-            base = base.with_imported(imported.sha256)
+        imported = published.get(cell.name, ())
+        if imported:
+            check_fits(base, *imported)
+            base = base.with_imported(*(one.sha256 for one in imported))
         for seed in [base.seed] if imported else seeds:
             resolved = base.with_seed(seed)
-            request = Request(cell.name, scale, tuple(bindings), seed, str(imported.folder) if imported else "")
-            wanted.setdefault(resolved.trajectory_hash, []).append(request)
+            request = Request(cell.name, scale, tuple(bindings), seed, tuple(str(one.folder) for one in imported))
+            for leg in resolved.legs:
+                wanted.setdefault(leg.trajectory_hash, []).append(request)
             selection = resolved.selection()
             for milestone in selection.milestones():
                 for k in range(selection.ranges):
@@ -132,8 +150,34 @@ def make_plan(
                     else:
                         task = Task(request, resolved.evaluation_hash, milestone, k)
                         tasks.setdefault(resolved.trajectory_hash, []).append(task)
-    jobs = [Job(name, tuple(wanted[name]), tuple(found)) for name, found in tasks.items()]
-    return Plan(jobs, done, problems)
+    return Plan(_jobs(wanted, tasks, runs[0]), done, problems)
+
+
+def _jobs(wanted: dict[str, list[Request]], tasks: dict[str, list[Task]], runs: Path) -> list[Job]:
+    """One job a trajectory: first those that guide others and are still to be trained for it."""
+    after: dict[str, dict[str, None]] = {name: {} for name in tasks}
+    guides: dict[str, None] = {}
+    for name, found in tasks.items():
+        for task in found:
+            for leg in task.request.resolve().legs[1:]:
+                if leg.trajectory_hash != name and not _is_trained(leg, runs):
+                    after[name][leg.trajectory_hash] = None
+                    guides[leg.trajectory_hash] = None
+    names = [*guides, *(name for name in tasks if name not in guides)]
+    return [Job(name, tuple(wanted[name]), tuple(tasks.get(name, ())), tuple(after.get(name, ()))) for name in names]
+
+
+def _is_trained(leg: Leg, runs: Path) -> bool:
+    """Whether the snapshots that a guide's average needs lie in the folder of runs."""
+    from repro.training import snapshots  # imports torch: only a missing evaluation with a guide needs it
+
+    ema = build(leg.ema)
+    return all(
+        snapshots.path(runs / leg.run, time, profile.name).exists()
+        for milestone in leg.milestones
+        for time in ema.times(milestone)
+        for profile in ema.profiles()
+    )
 
 
 def has_record(runs: Sequence[Path], resolved: Resolved, milestone: int, k: int, problems: list[str]) -> bool:
@@ -158,7 +202,7 @@ def check_prerequisites(
     folders: Folders,
     train: bool,
     say: Callable[[str], None] = lambda line: None,
-    published: Mapping[str, Imported] = {},
+    published: Mapping[str, Sequence[Imported]] = {},
 ) -> None:
     """Raise MissingPrerequisite, naming all that is missing, before hours are spent on the way to it.
 
@@ -171,9 +215,10 @@ def check_prerequisites(
         imported = cell.name in published
         if resolved.scale == "full" and cell.starred and not train and not imported:
             missing[
-                f"{cell.name}: the paper evaluates published weights here: `{import_command(cell)}` makes them usable; "
+                f"{cell.name}: the paper evaluates published weights here: {import_commands(cell)} makes them usable; "
                 "--train trains the network instead, and the table says so"
             ] = None
+        resolved.check_guide()
         if resolved.dataset().source.form != "pixels":
             missing[
                 f"{cell.name}: its images are latents, and this version cannot decode generated ones to score them"

@@ -9,30 +9,31 @@ import json
 import os
 import shutil
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from repro import assets
-from repro.cells import Resolved
+from repro.cells import Leg, Resolved
 from repro.config import build, canonical
 from repro.data.prefetch import rank_slices
 from repro.data.stream import ImageStream
 from repro.diffusion.discrete_denoiser import DiscreteDenoiser
 from repro.diffusion.draws import derive_seed
 from repro.errors import MissingPrerequisite, UsageError
-from repro.experiment import Execution, Trajectory
+from repro.experiment import Evaluation, Execution, Trajectory
 from repro.files import make_folder, remove_leftovers, write_atomic, write_json
 from repro.importers.folders import fill
 from repro.launch.claims import Claim, Owner, acquire, how_to_release
 from repro.launch.evaluate import Scoring, identity_of
 from repro.launch.plan import Folders, Job, Request, Task, has_record
 from repro.pictures import write_grid
-from repro.published import Imported, read_imported
+from repro.published import Imported
 from repro.results import provenance
 from repro.results.records import Metric, Record, record_path, write_record
+from repro.sampling import Network
 from repro.training import snapshots
 from repro.training.distributed import World
 from repro.training.loop import Interrupted, Tracked, Trainer
@@ -61,31 +62,31 @@ class Worker:
     def run(self, job: Job) -> str | None:
         """Do a job. None when it is done; nothing is done where a living owner holds its trajectory, which is named."""
         resolved = job.wanted[0].resolve()
-        if resolved.trajectory_hash != job.trajectory_hash:
+        leg = next((leg for leg in resolved.legs if leg.trajectory_hash == job.trajectory_hash), None)
+        if leg is None:
             raise UsageError(
                 f"{job.wanted[0].cell}: resolves to {resolved.trajectory_hash[:16]} here, was planned as "
                 f"{job.trajectory_hash[:16]}: the configuration or the package changed in between"
             )
         execution = settle(build(resolved.execution), self.world)
-        folder = make_folder(self.folders.runs / resolved.run)
+        folder = make_folder(self.folders.runs / leg.run)
         claim = acquire(folder) if self.world.first else None
         owner = self.world.from_first(_say(claim, folder) if isinstance(claim, Owner) else None)
         if owner is not None:
             return str(owner)
         with claim if isinstance(claim, Claim) else contextlib.nullcontext():
-            self._work(job, resolved, folder, execution)
+            self._work(job, leg, resolved.text, folder, execution)
         return None
 
-    def _work(self, job: Job, resolved: Resolved, folder: Path, execution: Execution) -> None:
+    def _work(self, job: Job, leg: Leg, text: str, folder: Path, execution: Execution) -> None:
         pending: list[Task] = self.world.from_first([t for t in job.tasks if not self._done(t)])
-        if not pending:
+        if job.tasks and not pending:
             return
-        trajectory, stream = self._open(resolved, execution)
-        if resolved.imported:
-            self._describe(job.wanted[0], resolved, folder)
-        else:
-            assert stream is not None
-            self._train(job, resolved, trajectory, stream, folder, execution)
+        trajectory, stream = self._open(leg, execution, needed=not _scores_without_data(job.wanted[0]))
+        if job.wanted[0].imported:
+            self._describe(job.wanted[0], leg, text, folder)
+        elif stream is not None:
+            self._train(job, leg, text, trajectory, stream, folder, execution)
         for index, task in enumerate(pending):
             self._evaluate(task, trajectory, stream, folder, execution, (index, len(pending)))
         self.world.wait()
@@ -93,14 +94,14 @@ class Worker:
     def _done(self, task: Task) -> bool:
         return has_record(self.folders.readable, task.request.resolve(), task.milestone, task.range, [])
 
-    def _open(self, resolved: Resolved, execution: Execution) -> tuple[Trajectory, ImageStream | None]:
-        """The built trajectory and its data; None where imported weights are scored against stored statistics."""
+    def _open(self, leg: Leg, execution: Execution, needed: bool) -> tuple[Trajectory, ImageStream | None]:
+        """The built trajectory and its data; None where they are not needed."""
         if execution.threads:
             torch.set_num_threads(execution.threads)
-        trajectory = build_trajectory(resolved)
+        trajectory = build_trajectory(leg)
         if execution.compile:
             compile_network(trajectory.denoiser.model, execution.device)
-        if resolved.imported and resolved.protocol().streamed:
+        if not needed:
             return trajectory, None
         stream = trajectory.data.open(self.folders.data, trajectory.seed)
         world = self.world
@@ -109,36 +110,32 @@ class Worker:
         )
         return trajectory, stream
 
-    def _describe(self, request: Request, resolved: Resolved, folder: Path) -> None:
+    def _describe(self, request: Request, leg: Leg, text: str, folder: Path) -> None:
         """The manifest of a trajectory that was not trained here."""
-        if not self.world.first:
-            return
-        imported = read_imported(Path(request.imported))
-        manifest = {
-            "trajectory_hash": resolved.trajectory_hash,
-            "config": resolved.config["args"]["trajectory"],
-            "imported": origin_of(imported),
-            "sources_sha256": assets.sources_sha256(),
-        }
-        write_json(folder / "manifest.json", manifest)
-        write_atomic(folder / "config.gin", resolved.text.encode())
+        if self.world.first:
+            told = request.resolve().config["args"]["trajectory"]
+            origin, sources = origin_of(request.published()[0]), assets.sources_sha256()
+            manifest = {"trajectory_hash": leg.trajectory_hash, "config": told, "imported": origin}
+            write_json(folder / "manifest.json", {**manifest, "sources_sha256": sources})
+            write_atomic(folder / "config.gin", text.encode())
 
     def _train(
         self,
         job: Job,
-        resolved: Resolved,
+        leg: Leg,
+        text: str,
         trajectory: Trajectory,
         stream: ImageStream,
         folder: Path,
         execution: Execution,
     ) -> None:
         """Train until every wanted snapshot exists; write the manifest first."""
-        needs = [(cell.ema(), m) for r in job.wanted for cell in [r.resolve()] for m in cell.selection().milestones()]
+        needs = [(build(one.ema), milestone) for one in job.legs() for milestone in one.milestones]
         profiles = {profile.name: profile for ema, _ in needs for profile in ema.profiles()}
         milestones = sorted({time for ema, milestone in needs for time in ema.times(milestone)})
         manifest = {
-            "trajectory_hash": resolved.trajectory_hash,
-            "config": canonical(resolved.trajectory),
+            "trajectory_hash": leg.trajectory_hash,
+            "config": canonical(leg.trajectory),
             "data_manifest_sha256": stream.manifest_sha256,
             "sources_sha256": assets.sources_sha256(),
             "execution": dataclasses.asdict(execution),
@@ -158,7 +155,7 @@ class Worker:
 
         tracked = Tracked(profiles, milestones)
         trainer = Trainer(
-            trajectory, resolved.trajectory_hash, stream, folder, tracked, execution, progress, self.stop, self.world
+            trajectory, leg.trajectory_hash, stream, folder, tracked, execution, progress, self.stop, self.world
         )
         begin = trainer.nimg
         # The trainer has accepted the folder: only now may its description change.
@@ -168,10 +165,39 @@ class Worker:
         }
         if self.world.first:
             write_json(folder / "manifest.json", manifest)
-            write_atomic(folder / "config.gin", resolved.text.encode())
+            write_atomic(folder / "config.gin", text.encode())
         for note in trainer.notes:
-            self.report({"note": f"{job.title} ({resolved.run}): {note}"})
+            self.report({"note": f"{job.title} ({leg.run}): {note}"})
         trainer.run()
+
+    def _check_manifest(self, folder: Path, meta: dict[str, str], stream: ImageStream | None) -> None:
+        assert stream is not None
+        if meta["data_manifest"] != stream.manifest_sha256:
+            raise UsageError(
+                f"{folder}: was trained on another data manifest ({meta['data_manifest'][:16]}) than that of "
+                f"{self.folders.data} ({stream.manifest_sha256[:16]})"
+            )
+
+    def _guide(
+        self,
+        resolved: Resolved,
+        evaluation: Evaluation,
+        stream: ImageStream | None,
+        execution: Execution,
+        imported: Sequence[Imported],
+    ) -> Network | None:
+        """The guiding network with its averaged weights, which are imported or another job has trained before."""
+        if evaluation.guide is None:
+            return None
+        if imported:
+            fill_imported(evaluation.guide.trajectory.denoiser, imported[1])
+            return evaluation.guide.trajectory.denoiser.to(execution.device).eval()
+        leg = resolved.legs[1]
+        folder = self.folders.runs / leg.run
+        net = evaluation.guide.trajectory.denoiser.to(execution.device).eval()
+        meta = evaluation.guide.ema.load(folder, leg.trajectory_hash, evaluation.guide.milestone_nimg, net)
+        self._check_manifest(folder, meta, stream)
+        return net
 
     def _evaluate(
         self,
@@ -185,19 +211,14 @@ class Worker:
         resolved = task.request.resolve()
         evaluation = build(resolved.evaluation)
         net = trajectory.denoiser.eval()
-        imported = read_imported(Path(task.request.imported)) if resolved.imported else None
-        manifest = stream.manifest_sha256 if stream else ""
-        if imported is not None:
-            fill(net.model if isinstance(net, DiscreteDenoiser) else net, imported)
-            nimg = imported.nimg or 0
+        imported = task.request.published()
+        if imported:
+            fill_imported(net, imported[0])
+            meta = {"nimg": str(imported[0].nimg or 0), "data_manifest": stream.manifest_sha256 if stream else ""}
         else:
             meta = evaluation.ema.load(folder, resolved.trajectory_hash, task.milestone, net)
-            nimg = int(meta["nimg"])
-            if meta["data_manifest"] != manifest:
-                raise UsageError(
-                    f"{folder}: was trained on another data manifest ({meta['data_manifest'][:16]}) than that of "
-                    f"{self.folders.data} ({manifest[:16]})"
-                )
+            self._check_manifest(folder, meta, stream)
+        guide = self._guide(resolved, evaluation, stream, execution, imported)
         path = record_path(
             self.folders.runs, resolved.trajectory_hash, resolved.evaluation_hash, task.milestone, task.range
         )
@@ -220,13 +241,14 @@ class Worker:
             evaluation,
             first,
             make_folder(path.parent),
-            identity_of(resolved.evaluation_hash, net),
+            identity_of(resolved.evaluation_hash, *([net] if guide is None else [net, guide])),
             reference,
             self.folders.weights,
             execution,
             progress,
             stop,
             self.world,
+            guide,
         )
         scored = scoring.run()
         if scored is None:
@@ -242,7 +264,7 @@ class Worker:
             config=resolved.config,
             seed=resolved.seed,
             milestone_nimg=task.milestone,
-            nimg=nimg,
+            nimg=int(meta["nimg"]),
             range=task.range,
             first_seed=first,
             num_samples=evaluation.num_samples,
@@ -251,9 +273,9 @@ class Worker:
                 name: Metric(float(v), evaluation.num_samples, protocol["class"]) for name, v in scored.scores.items()
             },
             protocol=protocol,
-            weights="trained" if imported is None else "imported",
-            imported=None if imported is None else origin_of(imported),
-            data_manifest_sha256=manifest,
+            weights="imported" if imported else "trained",
+            imported=[origin_of(one) for one in imported],
+            data_manifest_sha256=meta["data_manifest"],
             reference_sha256=evaluation.protocol.reference_sha256(reference, self.folders.weights),
             sources_sha256=assets.sources_sha256(),
             git_revision=provenance.git_state()[0],
@@ -270,15 +292,25 @@ class Worker:
         scoring.clean()
 
 
+def _scores_without_data(request: Request) -> bool:
+    """Whether neither training nor scoring needs the data set: imported weights against stored statistics."""
+    return bool(request.imported) and request.resolve().protocol().streamed
+
+
+def fill_imported(net: Network, imported: Imported) -> None:
+    """Load imported weights into a cell's network; published files of those that predict noise hold it alone."""
+    fill(net.model if isinstance(net, DiscreteDenoiser) else net, imported)
+
+
 def origin_of(imported: Imported) -> dict[str, Any]:
     """Where imported weights come from, for manifest and record."""
     return {key: getattr(imported, key) for key in ("source", "sha256", "kind", "nimg", "std")}
 
 
-def build_trajectory(resolved: Resolved) -> Trajectory:
+def build_trajectory(of: Resolved | Leg) -> Trajectory:
     """Build a trajectory's objects; the initial weights follow from its seed."""
-    torch.manual_seed(derive_seed(resolved.seed, "init"))
-    return build(resolved.trajectory)
+    torch.manual_seed(derive_seed(of.trajectory.args["seed"], "init"))
+    return build(of.trajectory)
 
 
 def compile_network(network: torch.nn.Module, device: str) -> None:

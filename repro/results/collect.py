@@ -13,6 +13,7 @@ from repro import assets
 from repro.cells import Resolved, experiment_digest, resolve
 from repro.results.records import Record, read_all
 from repro.results.references import load_references
+from repro.results.sizes import SIZES, sizes
 from repro.results.statistics import Outcome, against_paper, against_replicates
 from repro.tables import Cell, Table
 
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
+DIGITS = {"FID": "digits FD", "sFID": "digits sFD", "FD-DINOv2": "digits FD"}
+"""What stands for a paper's distance at mini; another metric has its own name behind the word digits."""
 REFERENCE_ONLY = "reference only"
 STALE = "stale: made by other sources of repro"
 TRAINED = "trained here; the paper evaluated published weights"
@@ -61,8 +64,8 @@ class CellResult:
 
     metric: ours that decides, '' of a reference-only cell; metrics: all that its protocol has; replicates: complete
     ones, by seed; notes: why something is missing, stale, or not used; outcome: the test against the reference, or None
-    where there is nothing to compare or no verdict is due; imported: published name of the file whose weights these are
-    the values of, '' where they were trained here.
+    where there is nothing to compare or no verdict is due; sizes: of its network at full scale, where the table shows
+    them; imported: published name of the file whose weights these are the values of, '' where they were trained here.
     """
 
     cell: Cell
@@ -72,6 +75,7 @@ class CellResult:
     metrics: tuple[str, ...] = ()
     outcome: Outcome | None = None
     rule: str = ""
+    sizes: dict[str, float] = dataclasses.field(default_factory=dict)
     imported: str = ""
 
     @property
@@ -127,7 +131,9 @@ class Collection:
     def own_name(self, metric: str) -> str:
         """What the paper's metric is called among ours: itself, or as the digits have it ("FID" is "digits FD")."""
         known = next((result.metrics for result in self.cells if result.metrics), ())
-        return metric if metric == "NFE" or metric in known else f"digits {metric.replace('FID', 'FD')}"
+        if metric in ("NFE", *SIZES, *known):
+            return metric
+        return DIGITS.get(metric, f"digits {metric}")
 
     def frame(self) -> pd.DataFrame:
         """One line a cell: names, reference values, our mean, sd, n, minimum, verdict and notes."""
@@ -199,6 +205,8 @@ def collect(
         for c in cells
     ]
     for result in results:
+        if not result.cell.reference_only and any(name in table.shown for name in SIZES):
+            result.sizes = sizes(result.cell, bindings)
         if count := unmatched.get(result.cell.name):
             plural = "records were" if count > 1 else "record was"
             result.notes.append(f"{count} {plural} made with another configuration: not used")
@@ -220,11 +228,17 @@ def _quoted(cell: Cell) -> CellResult:
     return CellResult(cell, "", [], [f"{REFERENCE_ONLY}: {cell.reference_only}"])
 
 
-def _imported(records: Sequence[Record], chosen: dict[str, Resolved], scale: str) -> dict[tuple[str, str], Resolved]:
-    """(cell, sha256 of an imported file of which there are records) -> the cell with these weights."""
-    origins = [record.imported for record in records if record.scale == scale and record.imported]
-    digests = sorted({str(origin.get("sha256")) for origin in origins})
-    return {(name, digest): base.with_imported(digest) for name, base in chosen.items() for digest in digests}
+def _imported(
+    records: Sequence[Record], chosen: dict[str, Resolved], scale: str
+) -> dict[tuple[str, tuple[str, ...]], Resolved]:
+    """(cell, digests of imported files of which there are records) -> the cell with these weights."""
+    digests = sorted({_digests(record) for record in records if record.scale == scale and record.imported})
+    return {(name, found): base.with_imported(*found) for name, base in chosen.items() for found in digests
+            if len(found) == len(base.legs)}  # fmt: skip
+
+
+def _digests(record: Record) -> tuple[str, ...]:
+    return tuple(str(origin.get("sha256")) for origin in record.imported)
 
 
 def _chosen(
@@ -247,13 +261,15 @@ def _chosen(
 def _of_imported(given: Resolved, by_cell: dict[tuple[str, int], list[Record]]) -> CellResult:
     """The result of one imported file; of several the first by name, and the others are said."""
     found = by_cell[given.cell.name, IMPORTED_SEED]
-    files = sorted({(str(r.imported["source"]), str(r.imported["sha256"])) for r in found if r.imported})
-    kept = [record for record in found if record.imported and record.imported["sha256"] == files[0][1]]
-    result = _result(given.with_imported(files[0][1]), {(given.cell.name, IMPORTED_SEED): kept}, [IMPORTED_SEED])
-    result.imported = files[0][0]
-    result.notes.append(f"imported weights, {files[0][0]} (sha256 {files[0][1][:16]})")
-    for source, digest in files[1:]:
-        result.notes.append(f"imported weights of {source} (sha256 {digest[:16]}) were evaluated too: not shown")
+    files = sorted({(" guided by ".join(str(o["source"]) for o in r.imported), _digests(r)) for r in found})
+    name, digests = files[0]
+    kept = [record for record in found if _digests(record) == digests]
+    result = _result(given, {(given.cell.name, IMPORTED_SEED): kept}, [IMPORTED_SEED])
+    result.imported = name
+    result.notes.append(f"imported weights, {name} (sha256 {', '.join(digest[:16] for digest in digests)})")
+    for other, digests in files[1:]:
+        shown = ", ".join(digest[:16] for digest in digests)
+        result.notes.append(f"imported weights of {other} (sha256 {shown}) were evaluated too: not shown")
     return result
 
 

@@ -71,8 +71,9 @@ class Record:
     world_size: int
     seconds: dict[str, float]
     created: str
-    imported: dict[str, Any] | None = None
-    """Of imported weights: `source` (the file's published name), its `sha256`, `kind`, `nimg` and `std`."""
+    imported: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    """Of imported weights, of the network and of its guide: `source` (the file's published name), `sha256`, `kind`,
+    `nimg` and `std`."""
     schema_version: int = SCHEMA_VERSION
 
     @property

@@ -14,7 +14,7 @@ from repro.cells import resolve
 from repro.errors import CheckFailed, MissingPrerequisite, UsageError
 from repro.files import make_folder
 from repro.launch.plan import Folders, Plan, check_prerequisites, make_plan
-from repro.published import Imported, files_of, find_imported, import_command, imported_for
+from repro.published import Imported, find_imported, import_commands, imported_for
 from repro.results.collect import Weights, collect
 from repro.tables import Cell, find_cell, load_table
 from repro.verbs import reporting
@@ -70,7 +70,9 @@ def weights_of(options: argparse.Namespace) -> Weights:
     return "published" if published else "trained" if train else "auto"
 
 
-def published_for(cells: Sequence[Cell], options: argparse.Namespace) -> dict[str, Imported]:
+def published_for(
+    cells: Sequence[Cell], options: argparse.Namespace, say: bool = False
+) -> dict[str, tuple[Imported, ...]]:
     """Cell -> the imported weights that are evaluated in its place: all with --from-published, else where the paper
     did so, at full scale.
 
@@ -83,12 +85,16 @@ def published_for(cells: Sequence[Cell], options: argparse.Namespace) -> dict[st
         return {}
     folder = published_folder(options)
     known = find_imported(folder)
-    found = {cell.name: one for cell in eligible if (one := imported_for(cell, known))}
+    found = {cell.name: both for cell in eligible if (both := imported_for(cell, known))}
+    commands = dict.fromkeys(import_commands(cell, known) for cell in eligible if cell.name not in found)
+    missing = [command for command in commands if command]
     if which == "published" and not found:
-        commands = list(dict.fromkeys(import_command(cell) for cell in eligible if files_of(cell)))
-        if not commands:
+        if not missing:
             raise UsageError("no published weights are known for these cells (`repro list --published`)")
-        raise MissingPrerequisite(f"{folder} has no imported weights of these cells; {'; '.join(commands)}")
+        raise MissingPrerequisite(f"{folder} has no imported weights of these cells: {'; '.join(missing)}")
+    if which == "published" and say:
+        for command in missing:
+            print(f"not imported, so not evaluated: {command}", file=sys.stderr)
     return found
 
 
@@ -132,9 +138,7 @@ def compute(cells: Sequence[Cell], options: argparse.Namespace) -> Folders:
         raise UsageError("--jobs must be 1 or more")
     where = folders(options, write=True)
     if weights_of(options) == "published":
-        found = published_for(cells, options)
-        for command in dict.fromkeys(import_command(c) for c in cells if c.name not in found and files_of(c)):
-            print(f"not imported, not evaluated: `{command}`", file=sys.stderr)
+        found = published_for(cells, options, say=first_process())
         cells = [cell for cell in cells if cell.name in found]
     if cells and any(int(os.environ.get(name, "1")) > 1 for name in WORLD_SIZES):
         return _compute_together(cells, options, where)

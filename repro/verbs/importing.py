@@ -95,7 +95,7 @@ def _progress(title: str) -> Callable[[int, int], None]:
 
 def list_published(options: argparse.Namespace) -> int:
     """`repro list --published`: files, sizes, digests, and the cells that they belong to."""
-    from repro.published import cells_of, published_files
+    from repro.published import cells_of, files_of, published_files
 
     files = [(file, cells_of(file)) for file in published_files()]
     if options.table:
@@ -112,7 +112,7 @@ def list_published(options: argparse.Namespace) -> int:
         note = f"  ({file.note})" if file.note else ""
         print(f"{file.file}  {file.family}, about {file.nbytes / 1e6:,.0f} MB, {digest}{note}")
         for cell in cells:
-            print(f"    {cell.name}")
+            print(f"    {cell.name}{'' if file in files_of(cell) else ' (guide)'}")
     print("`repro import FILE` makes one of them usable, `repro reproduce TABLE --from-published` evaluates it")
     return 0
 

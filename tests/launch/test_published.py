@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import re
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
-from helpers import CELL, SIBLING, TINY, compute, data_dir, folders
+from helpers import CELL, SIBLING, TINY, compute, data_dir, folders, scratch
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "importers"))
 import published_files as files
@@ -22,6 +22,8 @@ from repro.cells import resolve
 from repro.cli import main
 from repro.errors import MissingPrerequisite, UsageError
 from repro.importers import folders as imported_folders
+from repro.importers.checkpoints import edm2_name
+from repro.importers.nodes import as_json
 from repro.launch.plan import check_prerequisites, make_plan
 from repro.launch.work import Worker
 from repro.published import (
@@ -29,12 +31,12 @@ from repro.published import (
     check_fits,
     files_of,
     find_imported,
-    import_command,
+    import_commands,
     imported_for,
     read_imported,
 )
 from repro.results.records import read_all
-from repro.tables import find_cell, load_table
+from repro.tables import find_cell, load_table, table_names
 
 FILE = "edm-cifar10-32x32-cond-vp.pkl"
 
@@ -84,8 +86,8 @@ def test_imported_weights_score_what_trained_ones_do(
     assert "Trained here: no cell" in shown.out and "no record: e/cifar10-cond-vp" in shown.out
     (record,), problems = read_all([tmp_path])
     assert not problems
-    assert record.weights == "imported" and record.imported is not None
-    assert record.imported["sha256"] == read_imported(published / "f").sha256
+    assert record.weights == "imported" and len(record.imported) == 1
+    assert record.imported[0]["sha256"] == read_imported(published / "f").sha256
     (other, *_), _ = read_all([trained])
     assert record.metrics == other.metrics, "the same weights and seeds score differently"
     assert record.trajectory_hash != other.trajectory_hash and record.evaluation_hash != other.evaluation_hash
@@ -124,14 +126,15 @@ def test_what_is_not_imported_is_named(tmp_path: Path, capsys: pytest.CaptureFix
 
 
 def given(cell: str, **changes: Any) -> Imported:
-    """What an imported folder of a cell's own network at full scale says."""
-    from repro.importers.nodes import as_json
-
+    """What an imported folder of a cell's own network at full scale says; its weights are missing."""
     denoiser = resolve(find_cell(cell)).trajectory.args["denoiser"]
-    network = json.loads(
-        json.dumps(as_json(denoiser.args["model"] if denoiser.name == "DiscreteDenoiser" else denoiser))
-    )
-    return dataclasses.replace(Imported(Path("x"), "x.pkl", "", "0" * 64, network, "ema", None, None), **changes)
+    network = as_json(denoiser.args["model"] if denoiser.name == "DiscreteDenoiser" else denoiser)
+    told = {"source": "x.pkl", "cell": "", "sha256": "0" * 64, "kind": "ema", "nimg": None, "std": None}
+    folder = Path(tempfile.mkdtemp(dir=scratch()))
+    (folder / "weights.safetensors").touch()
+    content = {"form": 1, "network": network, **told, **changes}
+    (folder / "provenance.json").write_text(json.dumps(content))
+    return read_imported(folder)
 
 
 def test_starred_cells_evaluate_imported_weights(tmp_path: Path) -> None:
@@ -141,12 +144,12 @@ def test_starred_cells_evaluate_imported_weights(tmp_path: Path) -> None:
         for cell in (cell for cell in load_table(table).computable if cell.starred):
             assert files_of(cell), f"{cell.name}: no published file"
     starred = find_cell("edm/table4/optimal/cifar10-uncond-vp")
-    assert import_command(starred) == "repro import baseline-cifar10-32x32-uncond-vp.pkl"
+    assert import_commands(starred) == "`repro import baseline-cifar10-32x32-uncond-vp.pkl`"
     with pytest.raises(
         MissingPrerequisite, match="`repro import baseline-cifar10-32x32-uncond-vp.pkl` makes them usable"
     ):
         check_prerequisites([starred], "full", [], where, train=False)
-    known = {starred.name: given(starred.name)}
+    known = {starred.name: [given(starred.name)]}
     with pytest.raises(MissingPrerequisite) as found:
         check_prerequisites([starred], "full", [], where, train=False, published=known)
     assert "repro import" not in str(found.value) and "repro data prepare" not in str(found.value)
@@ -154,7 +157,7 @@ def test_starred_cells_evaluate_imported_weights(tmp_path: Path) -> None:
     assert [len(job.tasks) for job in plan.jobs] == [3], "three ranges of one network"
     assert {task.milestone for task in plan.jobs[0].tasks} == {200_000_000}
     best = find_cell(CELL)
-    plan = make_plan([best], "full", [], [0], [tmp_path], {best.name: given(CELL)})
+    plan = make_plan([best], "full", [], [0], [tmp_path], {best.name: [given(CELL)]})
     assert [len(job.tasks) for job in plan.jobs] == [3], "a selected network is not selected again"
 
 
@@ -175,15 +178,51 @@ def test_time_and_average_must_be_the_cells() -> None:
             check_fits(resolve(find_cell(cell)), other)
 
 
-def test_every_published_file_is_of_its_cells_networks() -> None:
-    """What the released files' arguments are known to be (the classes of the specification) is what the cells bind."""
-    for cell in (
-        cell for name in ("edm/table2", "edm/table3") for cell in load_table(name).computable if files_of(cell)
-    ):
-        denoiser = resolve(cell).trajectory.args["denoiser"].name
-        own = files_of(cell)[0].file
-        expected = "EDMPrecond" if own.startswith("edm-") else "iDDPMPrecond" if "imagenet" in own else None
-        assert expected in (denoiser, None) and (expected or denoiser in ("VPPrecond", "VEPrecond")), cell.name
+def test_guided_cells_need_both_networks(tmp_path: Path) -> None:
+    cell = find_cell("edm2/table2/m-cfg/imagenet512")
+    main_file, guide_file = "edm2-img512-m-2147483-0.030.pkl", "edm2-img512-xs-uncond-2147483-0.030.pkl"
+    assert import_commands(cell) == f"`repro import {main_file}` and `repro import {guide_file}`"
+    network = given(cell.name, source=main_file, nimg=2**31, std=0.03)
+    told = as_json(resolve(cell).evaluation.args["guide"].args["trajectory"].args["denoiser"])
+    guide = given(cell.name, source=guide_file, network=told, sha256="1" * 64, nimg=2**31, std=0.03)
+    assert imported_for(cell, [network]) == () and imported_for(cell, [guide]) == ()
+    assert import_commands(cell, [network]) == f"`repro import {guide_file}`"
+    both = imported_for(cell, [guide, network])
+    assert both == (network, guide)
+    (job,) = make_plan([cell], "full", [], [0], [tmp_path], {cell.name: both}).jobs
+    assert len(job.tasks) == 3 and job.after == (), "neither is trained"
+    resolved = resolve(cell)
+    assert job.trajectory_hash == resolved.with_imported("0" * 64, "1" * 64).trajectory_hash
+    assert resolved.with_imported("0" * 64, "2" * 64).evaluation_hash != job.tasks[0].evaluation_hash
+    with pytest.raises(UsageError, match="does not belong to"):
+        check_fits(resolved, guide, network)
+    with pytest.raises(UsageError, match="needs 2 imported networks"):
+        check_fits(resolved, network)
+
+
+def test_names_of_published_files_say_what_their_cells_measure() -> None:
+    """Size, time and width in a name of EDM2's are those that the cell binds; classes are those of the paper."""
+    widths = {"xs": 128, "s": 192, "m": 256, "l": 320, "xl": 384, "xxl": 448}
+    checked = 0
+    for table in table_names():
+        for cell in load_table(table).computable:
+            for file in files_of(cell):
+                resolved = resolve(cell)
+                denoiser = resolved.trajectory.args["denoiser"]
+                checked += 1
+                if file.family == "edm2":
+                    nimg, std = edm2_name(file.file)
+                    assert nimg == resolved.evaluation.args["selection"].args["total_nimg"]
+                    assert std == resolved.evaluation.args["ema"].args["std"]
+                    model = denoiser.args["model"].args
+                    assert model["model_channels"] == widths[file.file.split("-")[2]]
+                    assert ("-uncond-" in file.file) == (model["label_dim"] == 0)
+                elif file.file.startswith("edm-"):
+                    assert denoiser.name == "EDMPrecond" and f"-{cell.column.rsplit('-', 1)[1]}.pkl" in file.file
+                elif file.file.startswith("baseline-"):
+                    kinds = {"vp.pkl": "VPPrecond", "ve.pkl": "VEPrecond", "adm.pkl": "iDDPMPrecond"}
+                    assert denoiser.name == kinds[file.file.rsplit("-", 1)[1]]
+    assert checked > 100
 
 
 def test_export_is_imported_again(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
