@@ -209,15 +209,14 @@ def check_prerequisites(
     Where nothing is missing but extractor weights, they are fetched. published: see `make_plan`.
     """
     missing: dict[str, None] = {}
+    unimported: dict[str, list[str]] = {}
     protocols: dict[str, Any] = {}
     for cell in cells:
         resolved = resolve(cell, scale, bindings)
         imported = cell.name in published
         if resolved.scale == "full" and cell.starred and not train and not imported:
-            missing[
-                f"{cell.name}: the paper evaluates published weights here: {import_commands(cell)} makes them usable; "
-                "--train trains the network instead, and the table says so"
-            ] = None
+            unimported.setdefault(import_commands(cell), []).append(cell.name)
+            imported = True  # they will be, and no data are needed then
         resolved.check_guide()
         if resolved.dataset().source.form != "pixels":
             missing[
@@ -230,6 +229,12 @@ def check_prerequisites(
         if not (imported and protocol.streamed):  # nothing is trained, and the reference is stored statistics
             for line in resolved.dataset().missing(folders.data):
                 missing[line] = None
+    for command, names in unimported.items():
+        more = f" and {len(names) - 1} more cells" if len(names) > 1 else ""
+        missing[
+            f"{names[0]}{more}: the paper evaluates published weights here: {command} makes them usable; "
+            "--train trains the network instead, and the table says so"
+        ] = None
     fetchable = {line: protocol for line, protocol in protocols.items() if "doctor --download" in line}
     if fetchable.keys() == missing.keys():
         for protocol in fetchable.values():
