@@ -171,6 +171,7 @@ class Execution:
         checkpoint_seconds: seconds between checkpoints.
         workers: threads that read batches ahead; 0 reads each when it is needed.
         keep_samples: keep the generated images of every evaluation as `samples.tar` beside its record.
+        dynamics: points of a run at which the magnitudes of activations, weights and updates are recorded; 0 for none.
         compile: compile the network's graphs (minutes at the start; worth it for long runs on a GPU).
     """
 
@@ -181,6 +182,7 @@ class Execution:
     checkpoint_seconds: float = 120.0
     workers: int = 4
     keep_samples: bool = False
+    dynamics: int = 0
     compile: bool = False
 
 

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from repro import assets
 from repro.cells import Resolved
@@ -132,27 +132,43 @@ def imported_for(cell: Cell, imported: Iterable[Imported]) -> tuple[Imported, ..
     return (own[0], guiding[0]) if own and guiding else ()
 
 
+class Wanted(NamedTuple):
+    """A network that a cell evaluates: its form, its average, and its time in images where that is fixed."""
+
+    denoiser: Node
+    ema: Node
+    nimg: int | None
+
+
+def wanted(resolved: Resolved) -> list[Wanted]:
+    """What a cell needs of imported weights: of its network, then of its guide, if it has one."""
+    args = resolved.evaluation.args
+    rule, guide = args["selection"], args["guide"]
+    last = rule.args["total_nimg"] if rule.name == "FinalSnapshot" else None
+    found = [Wanted(resolved.trajectory.args["denoiser"], args["ema"], last)]
+    if guide is not None:
+        of = guide.args
+        found.append(Wanted(of["trajectory"].args["denoiser"], of["ema"], of["milestone_nimg"]))
+    return found
+
+
 def check_fits(resolved: Resolved, *imported: Imported) -> None:
     """UsageError where checkpoints are not of the network, the time or the average that a cell measures.
 
     imported: of the cell's network, then of its guide.
     """
-    args = resolved.evaluation.args
-    rule, guide = args["selection"], args["guide"]
-    last = rule.args["total_nimg"] if rule.name == "FinalSnapshot" else None
-    wanted = [(resolved.trajectory, args["ema"], last)]
-    if guide is not None:
-        wanted.append((guide.args["trajectory"], guide.args["ema"], guide.args["milestone_nimg"]))
-    if len(wanted) != len(imported):
-        raise UsageError(f"{resolved.cell.name}: needs {len(wanted)} imported networks, its guide's too")
-    for (trajectory, ema, nimg), one in zip(wanted, imported, strict=True):
-        found = _misfit(trajectory.args["denoiser"], ema.args.get("std"), nimg, one)
+    needs = wanted(resolved)
+    if len(needs) != len(imported):
+        raise UsageError(f"{resolved.cell.name}: needs {len(needs)} imported networks, its guide's too")
+    for leg, one in zip(needs, imported, strict=True):
+        found = misfit(leg.denoiser, leg.ema.args.get("std"), leg.nimg, one)
         if found:
             where = f"{resolved.cell.name} at {resolved.scale}"
             raise UsageError(f"{one.folder}: {one.source} does not belong to {where}: {found}")
 
 
-def _misfit(denoiser: Node, std: float | None, nimg: int | None, imported: Imported) -> str:
+def misfit(denoiser: Node, std: float | None, nimg: int | None, imported: Imported) -> str:
+    """Why a checkpoint is not of a network, an average and a time, in words; '' where it is. None is not compared."""
     bare = denoiser.name == "DiscreteDenoiser"  # its published files hold the network alone
     found = first_difference(_described(denoiser.args["model"] if bare else denoiser), imported.network)
     if found:

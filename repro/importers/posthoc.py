@@ -12,9 +12,11 @@ import torch
 from torch import Tensor
 
 from repro.errors import CorruptData, UsageError
+from repro.identity import SHORT
 from repro.importers.folders import new_folder, write_description, write_state
 from repro.importers.nodes import Description, from_json
 from repro.published import WEIGHTS, Imported, read_imported
+from repro.training.ema import PowerEMA
 from repro.training.posthoc import ERROR_LIMIT, Snapshot, reconstruct
 
 
@@ -66,23 +68,26 @@ def reconstruct_imported(
     return reconstruct(found, stds, buffers, limit)
 
 
-def import_reconstruction(folders: Sequence[Path], std: float, out: Path, limit: float = ERROR_LIMIT) -> Imported:
-    """An average of width `std` at the time of the latest snapshot, as an imported folder of its own.
+def import_reconstruction(folders: Sequence[Path], std: float, published: Path, limit: float = ERROR_LIMIT) -> Imported:
+    """An average of width `std` at the time of the latest snapshot, as an imported folder of its own in `published`.
 
-    Its `sha256` is that of the digests, times and widths of its snapshots and of `std`: it has no file of its own.
-    Errors: see `reconstruct_imported`, and UsageError where `out` exists.
+    Its `sha256` is that of the digests, times and widths of its snapshots and of `std`: it has no file of its own. One
+    that is there already is taken. Errors: see `reconstruct_imported`.
     """
-    if out.exists():
-        raise UsageError(f"{out} exists; choose another folder")
-    (state,) = reconstruct_imported(folders, [std], limit)
-    sources = sorted((one.nimg or 0, one.std or 0.0, one.sha256) for one in map(read_imported, folders))
-    digest = hashlib.sha256(json.dumps([sources, std]).encode()).hexdigest()
-    last = max(map(read_imported, folders), key=lambda one: one.nimg or 0)
+    imported_snapshots(folders)  # refuse what is no snapshot
+    found = sorted((read_imported(folder) for folder in folders), key=lambda one: (one.nimg or 0, one.std or 0.0))
+    sources = [{"nimg": one.nimg, "std": one.std, "sha256": one.sha256} for one in found]
+    digest = hashlib.sha256(json.dumps([sources, std], sort_keys=True).encode()).hexdigest()
+    last = found[-1]
+    name = f"posthoc-{(last.nimg or 0) // 1000:07d}-{PowerEMA(std).name}-from-{digest[:SHORT]}"
+    if (published / name).exists():
+        return read_imported(published / name)
+    (state,) = reconstruct_imported([one.folder for one in found], [std], limit)
     node = from_json(last.network)
     with torch.device("meta"):
         net = Description(node).build()
     provenance = {
-        "source": f"posthoc-{(last.nimg or 0) // 1000:07d}-{std:.3f}",
+        "source": name,
         "bytes": None,
         "sha256": digest,
         "known_as": None,
@@ -94,10 +99,10 @@ def import_reconstruction(folders: Sequence[Path], std: float, out: Path, limit:
         "kind": "ema",
         "nimg": last.nimg,
         "std": std,
-        "snapshots": [{"nimg": nimg, "std": width, "sha256": sha256} for nimg, width, sha256 in sources],
+        "snapshots": sources,
         "parameters": sum(p.numel() for p in net.parameters()),
     }
-    with new_folder(out) as folder:
+    with new_folder(published / name) as folder:
         write_state(folder / WEIGHTS, {key: state[key] for key in net.state_dict()}, {"source_sha256": digest})
         write_description(folder, node, provenance)
-    return read_imported(out)
+    return read_imported(published / name)

@@ -153,6 +153,21 @@ def make_plan(
     return Plan(_jobs(wanted, tasks, runs[0]), done, problems)
 
 
+def merged(plans: Sequence[Plan]) -> Plan:
+    """One plan for all: jobs of one trajectory become one job."""
+    jobs: dict[str, Job] = {}
+    for job in (job for plan in plans for job in plan.jobs):
+        known = jobs.setdefault(job.trajectory_hash, dataclasses.replace(job, wanted=(), tasks=(), after=()))
+        jobs[job.trajectory_hash] = dataclasses.replace(
+            known,
+            wanted=(*known.wanted, *job.wanted),
+            tasks=(*known.tasks, *job.tasks),
+            after=tuple(dict.fromkeys((*known.after, *job.after))),
+        )
+    guides_first = sorted(jobs.values(), key=lambda job: bool(job.after))
+    return Plan(guides_first, sum(plan.done for plan in plans), [line for plan in plans for line in plan.problems])
+
+
 def _jobs(wanted: dict[str, list[Request]], tasks: dict[str, list[Task]], runs: Path) -> list[Job]:
     """One job a trajectory: first those that guide others and are still to be trained for it."""
     after: dict[str, dict[str, None]] = {name: {} for name in tasks}

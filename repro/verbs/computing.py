@@ -11,14 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from repro.cells import resolve
-from repro.errors import CheckFailed, MissingPrerequisite, UsageError
+from repro.errors import CheckFailed, UsageError
 from repro.files import make_folder
-from repro.launch.plan import Folders, Plan, check_prerequisites, make_plan
-from repro.published import Imported, find_imported, import_commands, imported_for
-from repro.results.collect import Weights, collect
+from repro.launch.plan import Folders, Plan, check_prerequisites, make_plan, merged
+from repro.results.collect import collect
 from repro.tables import Cell, find_cell, load_table
 from repro.verbs import reporting
-from repro.verbs.importing import published_folder
+from repro.verbs.published import Given, published_for, weights_of
 
 if TYPE_CHECKING:
     from repro.launch.local import Failure
@@ -62,42 +61,6 @@ def computable_cell(name: str) -> Cell:
     return cell
 
 
-def weights_of(options: argparse.Namespace) -> Weights:
-    """Which weights count in a table: --from-published, --train, or what the paper evaluated."""
-    published, train = getattr(options, "from_published", False), getattr(options, "train", False)
-    if published and train:
-        raise UsageError("--from-published evaluates imported weights, --train trains: give one of them")
-    return "published" if published else "trained" if train else "auto"
-
-
-def published_for(
-    cells: Sequence[Cell], options: argparse.Namespace, say: bool = False
-) -> dict[str, tuple[Imported, ...]]:
-    """Cell -> the imported weights that are evaluated in its place: all with --from-published, else where the paper
-    did so, at full scale.
-
-    Raises:
-        MissingPrerequisite: --from-published, and no cell has imported weights; says what to import.
-    """
-    which = weights_of(options)
-    eligible = [c for c in cells if which == "published" or (which == "auto" and c.starred and options.scale == "full")]
-    if not eligible:
-        return {}
-    folder = published_folder(options)
-    known = find_imported(folder)
-    found = {cell.name: both for cell in eligible if (both := imported_for(cell, known))}
-    commands = dict.fromkeys(import_commands(cell, known) for cell in eligible if cell.name not in found)
-    missing = [command for command in commands if command]
-    if which == "published" and not found:
-        if not missing:
-            raise UsageError("no published weights are known for these cells (`repro list --published`)")
-        raise MissingPrerequisite(f"{folder} has no imported weights of these cells: {'; '.join(missing)}")
-    if which == "published" and say:
-        for command in missing:
-            print(f"not imported, so not evaluated: {command}", file=sys.stderr)
-    return found
-
-
 def run(options: argparse.Namespace) -> int:
     """Compute the missing records of one cell and say what they are."""
     cell = computable_cell(options.cell)
@@ -125,7 +88,11 @@ def reproduce(options: argparse.Namespace) -> int:
     return 0
 
 
-def compute(cells: Sequence[Cell], options: argparse.Namespace) -> Folders:
+Variants = Sequence[Sequence[str]]
+"""Bindings beside those of `--gin`; each computes the cells anew, and equal trajectories are trained once."""
+
+
+def compute(cells: Sequence[Cell], options: argparse.Namespace, variants: Variants = ((),)) -> Folders:
     """Make every missing record of some cells.
 
     Raises:
@@ -138,11 +105,11 @@ def compute(cells: Sequence[Cell], options: argparse.Namespace) -> Folders:
         raise UsageError("--jobs must be 1 or more")
     where = folders(options, write=True)
     if weights_of(options) == "published":
-        found = published_for(cells, options, say=first_process())
-        cells = [cell for cell in cells if cell.name in found]
+        found = [published_for(cells, options, [*options.gin, *extra], first_process()) for extra in variants]
+        cells = [cell for cell in cells if any(cell.name in given for given in found)]
     if cells and any(int(os.environ.get(name, "1")) > 1 for name in WORLD_SIZES):
-        return _compute_together(cells, options, where)
-    plan = _plan(cells, options, where)
+        return _compute_together(cells, options, variants, where)
+    plan = _plan(cells, options, variants, where)
     if plan.jobs:
         from repro.launch.display import display  # these take a second that "nothing to compute" need not wait for
         from repro.launch.local import LocalExecutor, cores
@@ -156,11 +123,16 @@ def compute(cells: Sequence[Cell], options: argparse.Namespace) -> Folders:
     return where
 
 
-def _plan(cells: Sequence[Cell], options: argparse.Namespace, where: Folders) -> Plan:
+def _plan(cells: Sequence[Cell], options: argparse.Namespace, variants: Variants, where: Folders) -> Plan:
     """What is missing, once it is certain that it can be computed and is wanted; says so where nothing is."""
     seeds = range(options.first_seed, options.first_seed + options.seeds)
-    published = published_for(cells, options)
-    plan = make_plan(cells, options.scale, options.gin, seeds, where.readable, published)
+    published: Given = {}
+    plans = []
+    for extra in variants:
+        bindings = [*options.gin, *extra]
+        published = published_for(cells, options, bindings)
+        plans.append(make_plan(cells, options.scale, bindings, seeds, where.readable, published))
+    plan = merged(plans)
     for problem in plan.problems:
         print(f"not used: {problem}", file=sys.stderr)
     if plan.jobs:
@@ -182,7 +154,9 @@ def _plan(cells: Sequence[Cell], options: argparse.Namespace, where: Folders) ->
     return plan
 
 
-def _compute_together(cells: Sequence[Cell], options: argparse.Namespace, where: Folders) -> Folders:
+def _compute_together(
+    cells: Sequence[Cell], options: argparse.Namespace, variants: Variants, where: Folders
+) -> Folders:
     """The same by all processes that torchrun, or a SLURM step, started: each trajectory is trained by all of them."""
     import torch
 
@@ -195,7 +169,7 @@ def _compute_together(cells: Sequence[Cell], options: argparse.Namespace, where:
         not torch.cuda.is_available() or resolve(cells[0], options.scale, options.gin).execution.args["device"] == "cpu"
     )
     with joined(world, "cpu" if cpu else "cuda"):
-        plan = world.from_first(_plan(cells, options, where) if world.first else None)
+        plan = world.from_first(_plan(cells, options, variants, where) if world.first else None)
         if plan.jobs:
             if world.first:
                 _announce(plan, where, f"each by {world.size} processes")

@@ -18,7 +18,8 @@ from repro.results.render import as_json, ours, render
 def collect_table(options: argparse.Namespace) -> int:
     """Assemble a table from records; computes nothing."""
     from repro.tables import load_table
-    from repro.verbs.computing import chosen_cells, folders, weights_of
+    from repro.verbs.computing import chosen_cells, folders
+    from repro.verbs.published import weights_of
 
     where, cells = folders(options, write=False), chosen_cells(options)
     collection = collect(

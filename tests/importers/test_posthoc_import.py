@@ -68,14 +68,13 @@ def test_reconstructed_as_if_tracked(form: dict[str, Tensor], tracked: tuple[lis
 def test_a_reconstruction_is_an_imported_folder(tracked: tuple[list[Path], dict[float, float]], tmp_path: Path) -> None:
     snapshots, _ = tracked
     made = posthoc.import_reconstruction(snapshots, 0.07, tmp_path / "a")
+    assert posthoc.import_reconstruction(snapshots, 0.07, tmp_path / "a") == made
     assert (made.nimg, made.std, made.kind) == (STEPS * BATCH, 0.07, "ema")
     (state,) = posthoc.reconstruct_imported(snapshots, [0.07])
-    assert all(torch.equal(value, state[key]) for key, value in folders.load(tmp_path / "a").state_dict().items())
+    assert all(torch.equal(value, state[key]) for key, value in folders.load(made.folder).state_dict().items())
     other = posthoc.import_reconstruction(snapshots[::-1], 0.07, tmp_path / "b")
     assert other.sha256 == made.sha256 != posthoc.import_reconstruction(snapshots, 0.1, tmp_path / "c").sha256
-    assert (tmp_path / "a" / "weights.safetensors").read_bytes() == (
-        tmp_path / "b" / "weights.safetensors"
-    ).read_bytes()
+    assert made.weights.read_bytes() == other.weights.read_bytes()
 
 
 def test_what_cannot_be_reconstructed(tracked: tuple[list[Path], dict[float, float]], tmp_path: Path) -> None:
