@@ -7,13 +7,18 @@ from pathlib import Path
 import published_files as files
 import pytest
 import torch
+from helpers import data_dir
 from torch import Tensor
 
 from repro import importers
+from repro.cells import resolve
+from repro.cli import main
 from repro.errors import UsageError
-from repro.importers import folders, posthoc
+from repro.importers import edm2, folders, posthoc
 from repro.importers.importing import import_file
 from repro.published import read_imported
+from repro.results.records import read_all
+from repro.tables import find_cell
 from repro.training.ema import PowerEMA
 
 CONFIG = {
@@ -90,3 +95,30 @@ def test_what_cannot_be_reconstructed(tracked: tuple[list[Path], dict[float, flo
     assert read_imported(tmp_path / "unknown").nimg is None
     with pytest.raises(UsageError, match="the time and the width of its average are not known"):
         posthoc.imported_snapshots([*snapshots, tmp_path / "unknown"])
+
+
+@pytest.mark.slow
+def test_one_command_scores_lengths_from_imported_snapshots(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`repro ema --from-published`: one length that is stored and one that is reconstructed; nothing is trained."""
+    cell, total = "edm2/table1/g/imagenet512", 64 * 1024
+    bindings = [f"FinalSnapshot.total_nimg = {total * 10**6}", "Evaluation.num_samples = 1_000"]
+    told = resolve(find_cell(cell), "ci", bindings).trajectory.args["denoiser"]
+    model = {key: value for key, value in told.args["model"].args.items() if key in edm2.PUBLISHED}
+    config = {**model, "sigma_data": 0.5, "logvar_channels": told.args["logvar_channels"], "use_fp16": True}
+    torch.manual_seed(0)
+    state = importers.FAMILIES["edm2"].describe("Precond", config).build().state_dict()
+    for nimg in range(8192, total + 1, 8192):
+        for std in WIDTHS:
+            file = files.edm2_snapshot(tmp_path / f"x-{nimg // 1000:07d}-{std:.3f}.pkl", config, state)
+            import_file(file, tmp_path / "published" / file.stem)
+    gin = [word for binding in bindings for word in ("--gin", binding)]
+    where = ["--runs", str(tmp_path / "runs"), "--data", str(data_dir()), "--published", str(tmp_path / "published")]
+    command = ["ema", cell, "--scale", "ci", "--std", "0.05", "0.08", *gin, *where, "--from-published"]
+    assert main([*command, "--json"]) == 0
+    shown = capsys.readouterr()
+    assert "imported networks" in shown.err and "training" not in shown.err
+    records, _ = read_all([tmp_path / "runs"])
+    assert sorted(record.imported[0]["std"] for record in records) == [0.05, 0.08]
+    assert [r.imported[0]["source"].startswith("posthoc-") for r in records if r.imported[0]["std"] == 0.08] == [True]
+    assert main(command) == 0
+    assert "all 2 records are there" in capsys.readouterr().err
