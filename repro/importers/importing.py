@@ -121,13 +121,11 @@ State = dict[str, tuple[str, Stored]]
 
 def _identify(found: Checkpoint, wanted: Wanted, where: str) -> tuple[Node, State, dict[str, Any]]:
     """Our network, its tensors and the published arguments that describe it. UsageError for what does not fit."""
-    pairs = {key: (key, item) for key, item in found.state.items()}
-    if wanted.name.count("/") == 3:
-        return _of_cell(wanted.name), pairs, {}
-    module = family_of(found.family) if found.family else None
+    module = family_of(found.family)
     try:
-        assert module is not None
-        state = renamed(module, pairs)
+        state = renamed(module, {key: (key, item) for key, item in found.state.items()})
+        if wanted.name.count("/") == 3:
+            return _of_cell(wanted.name), state, {}
         name, arguments = _arguments(found, wanted, state, where)
         _check_sizes(arguments, len(state))
         described = module.describe(name, arguments)
