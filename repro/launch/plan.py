@@ -196,6 +196,8 @@ def check_prerequisites(
 
     Where nothing is missing but extractor weights, they are fetched.
     """
+    from repro.data.decoding import missing_decoder  # heavy
+
     missing: dict[str, None] = {}
     protocols: dict[str, Any] = {}
     for cell in cells:
@@ -206,10 +208,8 @@ def check_prerequisites(
                 "--train trains the network instead, and the table says so"
             ] = None
         resolved.check_guide()
-        if resolved.dataset().source.form != "pixels":
-            missing[
-                f"{cell.name}: its images are latents, and this version cannot decode generated ones to score them"
-            ] = None
+        for line in missing_decoder(resolved.dataset(), folders.data, folders.weights):
+            missing[line] = None
         protocol = resolved.protocol()
         for line in protocol.missing(folders.weights):
             missing[line] = None

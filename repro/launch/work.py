@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from repro import assets
 from repro.cells import Leg, Resolved
@@ -173,6 +174,14 @@ class Worker:
         self._check_manifest(folder, meta, stream)
         return net
 
+    def _decoder(self, trajectory: Trajectory, execution: Execution) -> Callable[[Tensor], Tensor] | None:
+        """What makes images of generated latents; None where the network makes images itself."""
+        if trajectory.data.source.form == "pixels":
+            return None
+        from repro.data.decoding import latent_decoder
+
+        return latent_decoder(trajectory.data, self.folders.data, self.folders.weights, execution.device)
+
     def _evaluate(
         self,
         task: Task,
@@ -188,6 +197,7 @@ class Worker:
         meta = evaluation.ema.load(folder, resolved.trajectory_hash, task.milestone, net)
         self._check_manifest(folder, meta, stream)
         guide = self._guide(resolved, evaluation, stream, execution)
+        decode = self._decoder(trajectory, execution)
         path = record_path(
             self.folders.runs, resolved.trajectory_hash, resolved.evaluation_hash, task.milestone, task.range
         )
@@ -217,6 +227,7 @@ class Worker:
             stop,
             self.world,
             guide,
+            decode,
         )
         scored = scoring.run()
         if scored is None:
