@@ -71,6 +71,7 @@ class Scoring:
         stop: called after every sampler step; raises to end.
         world: the processes that score together; they share the folder of the run.
         guide: the network that guides the sampler, likewise, or None.
+        decode: (N, C, h, w) network output -> uint8 images, where the network's are latents; None for pixels.
         wait_seconds: how long rank 0 waits for a block that another rank does not deliver.
     """
 
@@ -86,6 +87,7 @@ class Scoring:
     stop: Callable[[], None] = lambda: None
     world: World = World()
     guide: Network | None = None
+    decode: Callable[[Tensor], Tensor] | None = None
     wait_seconds: float = 3600.0
 
     def __post_init__(self) -> None:
@@ -150,7 +152,7 @@ class Scoring:
             labels=protocol.labels,  # type: ignore[arg-type]  # checked by the protocol
             batch=min(self.execution.sample_batch, self.block),
             device=self.execution.device,
-            quantise=beyond_truncation(protocol.quantise),
+            quantise=self.decode or beyond_truncation(protocol.quantise),
             progress=lambda part, _: self.progress(done + part, total),
             stop=self.stop,
         )

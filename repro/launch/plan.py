@@ -210,6 +210,12 @@ def has_record(runs: Sequence[Path], resolved: Resolved, milestone: int, k: int,
     return False
 
 
+def scored_without_data(resolved: Resolved) -> bool:
+    """Whether imported weights are scored without the data set: the reference is stored statistics, and no VAE, which
+    the data set's manifest names, has to decode the images."""
+    return bool(resolved.protocol().streamed) and resolved.dataset().source.form == "pixels"
+
+
 def check_prerequisites(
     cells: Sequence[Cell],
     scale: str,
@@ -223,6 +229,8 @@ def check_prerequisites(
 
     Where nothing is missing but extractor weights, they are fetched. published: see `make_plan`.
     """
+    from repro.data.decoding import missing_decoder  # heavy
+
     missing: dict[str, None] = {}
     unimported: dict[str, list[str]] = {}
     protocols: dict[str, Any] = {}
@@ -233,15 +241,13 @@ def check_prerequisites(
             unimported.setdefault(import_commands(cell), []).append(cell.name)
             imported = True  # they will be, and no data are needed then
         resolved.check_guide()
-        if resolved.dataset().source.form != "pixels":
-            missing[
-                f"{cell.name}: its images are latents, and this version cannot decode generated ones to score them"
-            ] = None
+        for line in missing_decoder(resolved.dataset(), folders.data, folders.weights):
+            missing[line] = None
         protocol = resolved.protocol()
         for line in protocol.missing(folders.weights):
             missing[line] = None
             protocols[line] = protocol
-        if not (imported and protocol.streamed):  # nothing is trained, and the reference is stored statistics
+        if not (imported and scored_without_data(resolved)):
             for line in resolved.dataset().missing(folders.data):
                 missing[line] = None
     for command, names in unimported.items():

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from repro import assets
 from repro.cells import Leg, Resolved
@@ -28,7 +29,7 @@ from repro.files import make_folder, remove_leftovers, write_atomic, write_json
 from repro.importers.folders import fill
 from repro.launch.claims import Claim, Owner, acquire, how_to_release
 from repro.launch.evaluate import Scoring, identity_of
-from repro.launch.plan import Folders, Job, Request, Task, has_record
+from repro.launch.plan import Folders, Job, Request, Task, has_record, scored_without_data
 from repro.pictures import write_grid
 from repro.published import Imported
 from repro.results import provenance
@@ -82,8 +83,10 @@ class Worker:
         pending: list[Task] = self.world.from_first([t for t in job.tasks if not self._done(t)])
         if job.tasks and not pending:
             return
-        trajectory, stream = self._open(leg, execution, needed=not _scores_without_data(job.wanted[0]))
-        if job.wanted[0].imported:
+        imported = bool(job.wanted[0].imported)
+        needed = not (imported and scored_without_data(job.wanted[0].resolve()))
+        trajectory, stream = self._open(leg, execution, needed)
+        if imported:
             self._describe(job.wanted[0], leg, text, folder)
         elif stream is not None:
             self._train(job, leg, text, trajectory, stream, folder, execution)
@@ -199,6 +202,14 @@ class Worker:
         self._check_manifest(folder, meta, stream)
         return net
 
+    def _decoder(self, trajectory: Trajectory, execution: Execution) -> Callable[[Tensor], Tensor] | None:
+        """What makes images of generated latents; None where the network makes images itself."""
+        if trajectory.data.source.form == "pixels":
+            return None
+        from repro.data.decoding import latent_decoder
+
+        return latent_decoder(trajectory.data, self.folders.data, self.folders.weights, execution.device)
+
     def _evaluate(
         self,
         task: Task,
@@ -219,6 +230,7 @@ class Worker:
             meta = evaluation.ema.load(folder, resolved.trajectory_hash, task.milestone, net)
             self._check_manifest(folder, meta, stream)
         guide = self._guide(resolved, evaluation, stream, execution, imported)
+        decode = self._decoder(trajectory, execution)
         path = record_path(
             self.folders.runs, resolved.trajectory_hash, resolved.evaluation_hash, task.milestone, task.range
         )
@@ -249,6 +261,7 @@ class Worker:
             stop,
             self.world,
             guide,
+            decode,
         )
         scored = scoring.run()
         if scored is None:
@@ -290,11 +303,6 @@ class Worker:
         )
         write_record(self.folders.runs, record)
         scoring.clean()
-
-
-def _scores_without_data(request: Request) -> bool:
-    """Whether neither training nor scoring needs the data set: imported weights against stored statistics."""
-    return bool(request.imported) and request.resolve().protocol().streamed
 
 
 def fill_imported(net: Network, imported: Imported) -> None:
