@@ -80,6 +80,7 @@ def parser() -> Parser:
     _table_verbs(verbs)
     _ema_verb(verbs)
     _dynamics_verb(verbs)
+    _clean_verb(verbs)
     _check_verb(verbs)
     _data_verbs(verbs)
     _metric_verbs(verbs)
@@ -182,6 +183,17 @@ def _dynamics_verb(verbs: Any) -> None:
     verb.add_argument("--first-seed", type=int, default=0, metavar="S", help="the training seed (default 0)")
     _json(verb)
     verb.add_argument("--out", type=Path, metavar="FILE", help="where to draw (default: beside the runs)")
+
+
+def _clean_verb(verbs: Any) -> None:
+    verb = _verb(
+        verbs, "clean", _of("clean.run"), "free what no record or reconstruction needs; a dry run by default",
+        "repro clean --runs runs",
+    )  # fmt: skip
+    verb.add_argument("--runs", action="append", type=Path, metavar="DIR", help="folder of runs (default: ./runs)")
+    verb.add_argument("--yes", action="store_true", help="remove the files; without it they are only counted")
+    verb.set_defaults(data=None, weights=None)
+    _json(verb)
 
 
 def _check_verb(verbs: Any) -> None:
