@@ -22,6 +22,8 @@ from repro.errors import CorruptData, UsageError
 from repro.tables import Cell, load_table, table_names
 
 PROVENANCE, WEIGHTS, CONFIG = "provenance.json", "weights.safetensors", "config.gin"
+BARE = ("DiscreteDenoiser", "VPDenoiser")
+"""Denoisers whose published files hold the network alone."""
 Role = Literal["cells", "guides"]
 FORM = 1
 """Version of the folder's form."""
@@ -169,8 +171,8 @@ def check_fits(resolved: Resolved, *imported: Imported) -> None:
 
 def misfit(denoiser: Node, std: float | None, nimg: int | None, imported: Imported) -> str:
     """Why a checkpoint is not of a network, an average and a time, in words; '' where it is. None is not compared."""
-    bare = denoiser.name == "DiscreteDenoiser"  # its published files hold the network alone
-    found = first_difference(_described(denoiser.args["model"] if bare else denoiser), imported.network)
+    node = denoiser.args["model"] if denoiser.name in BARE else denoiser
+    found = first_difference(_described(node), imported.network)
     if found:
         return found
     if std is not None and imported.std is not None and std != imported.std:

@@ -21,7 +21,7 @@ from repro.importers.loading import check_constant, check_names, constants
 from repro.importers.nodes import Description
 from repro.importers.sources import File, quoted
 from repro.importers.tensors import Stored
-from repro.published import WEIGHTS, Imported, published_files, read_imported
+from repro.published import BARE, WEIGHTS, Imported, published_files, read_imported
 
 MAX_NUMBER = 1_000_000
 MAX_LIST = 64
@@ -144,7 +144,7 @@ def _of_cell(name: str) -> Node:
 
     denoiser: Node = resolve(find_cell(name)).trajectory.args["denoiser"]
     model: Node = denoiser.args["model"]
-    return model if denoiser.name == "DiscreteDenoiser" else denoiser
+    return model if denoiser.name in BARE else denoiser
 
 
 def _arguments(found: Checkpoint, wanted: Wanted, state: State, where: str) -> tuple[str, dict[str, Any]]:

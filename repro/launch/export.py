@@ -11,12 +11,11 @@ from torch import nn
 
 from repro.cells import Resolved
 from repro.config import Node, build, canonical
-from repro.diffusion.discrete_denoiser import DiscreteDenoiser
 from repro.errors import MissingPrerequisite, UsageError
 from repro.importers.folders import new_folder, write_description, write_state
 from repro.launch.evaluate import identity_of
 from repro.launch.work import build_trajectory
-from repro.published import CONFIG, PROVENANCE, WEIGHTS, Imported, read_imported
+from repro.published import BARE, CONFIG, PROVENANCE, WEIGHTS, Imported, read_imported
 from repro.results import provenance
 from repro.results.collect import CellResult, Replicate
 from repro.tables import Table
@@ -61,8 +60,8 @@ def export(chosen: Chosen, out: Path) -> Imported:
     ema = build(resolved.evaluation.args["ema"])
     meta = ema.load(chosen.folder, resolved.trajectory_hash, replicate.milestone_nimg, net)
     node: Node = resolved.trajectory.args["denoiser"]
-    if isinstance(net, DiscreteDenoiser):  # as published: the network alone
-        net, node = net.model, node.args["model"]
+    if node.name in BARE:  # as published: the network alone
+        net, node = net.get_submodule("model"), node.args["model"]
     digest = identity_of(resolved.evaluation_hash, net)
     revision, dirty = provenance.git_state()
     content: dict[str, Any] = {

@@ -21,7 +21,6 @@ from repro.cells import Leg, Resolved
 from repro.config import build, canonical
 from repro.data.prefetch import rank_slices
 from repro.data.stream import ImageStream
-from repro.diffusion.discrete_denoiser import DiscreteDenoiser
 from repro.diffusion.draws import derive_seed
 from repro.errors import MissingPrerequisite, UsageError
 from repro.experiment import Evaluation, Execution, Trajectory
@@ -31,7 +30,7 @@ from repro.launch.claims import Claim, Owner, acquire, how_to_release
 from repro.launch.evaluate import Scoring, identity_of
 from repro.launch.plan import Folders, Job, Request, Task, has_record, scored_without_data
 from repro.pictures import write_grid
-from repro.published import Imported
+from repro.published import BARE, Imported
 from repro.results import provenance
 from repro.results.records import Metric, Record, record_path, write_record
 from repro.sampling import Network
@@ -306,8 +305,8 @@ class Worker:
 
 
 def fill_imported(net: Network, imported: Imported) -> None:
-    """Load imported weights into a cell's network; published files of those that predict noise hold it alone."""
-    fill(net.model if isinstance(net, DiscreteDenoiser) else net, imported)
+    """Load imported weights into a cell's network."""
+    fill(net.model if type(net).__name__ in BARE else net, imported)
 
 
 def origin_of(imported: Imported) -> dict[str, Any]:
