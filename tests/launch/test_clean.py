@@ -18,6 +18,12 @@ def files(runs: Path) -> dict[str, bytes]:
     return {path.relative_to(runs).as_posix(): path.read_bytes() for path in found}
 
 
+@pytest.fixture(autouse=True)
+def one_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cells of all tables at all scales take a minute to resolve for the first time."""
+    monkeypatch.setattr("repro.launch.clean.table_names", lambda: ("edm/table2",))
+
+
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     """A finished run with a spare snapshot, a damaged checkpoint, a torn file, and blocks of scored images."""
