@@ -37,7 +37,8 @@ def survey(runs: Path, progress: Callable[[str], None] = lambda name: None) -> l
     """
     folders = sorted(path.parent for path in runs.glob("*/manifest.json"))
     told = {folder: _manifest(folder) for folder in folders}
-    wanted = _legs({manifest["config"]["args"]["seed"] for manifest in told.values() if manifest}, progress)
+    trained = [manifest for manifest in told.values() if manifest and "imported" not in manifest]
+    wanted = _legs({manifest["config"]["args"]["seed"] for manifest in trained}, progress)
     records: dict[str, list[Record]] = defaultdict(list)
     for record in read_all([runs])[0]:
         records[record.trajectory_hash].append(record)
@@ -103,7 +104,8 @@ def _ema(record: Record) -> Any:
 def _manifest(folder: Path) -> dict[str, Any] | None:
     try:
         content: dict[str, Any] = json.loads((folder / "manifest.json").read_bytes())
-        content["config"]["args"]["seed"]
+        if "imported" not in content:  # a network that was not trained here has no seed
+            content["config"]["args"]["seed"]
         return content
     except (OSError, ValueError, KeyError, TypeError):
         return None

@@ -24,6 +24,7 @@ from repro.errors import MissingPrerequisite, UsageError
 from repro.importers import folders as imported_folders
 from repro.importers.checkpoints import edm2_name
 from repro.importers.nodes import as_json
+from repro.launch.clean import survey
 from repro.launch.plan import check_prerequisites, make_plan
 from repro.launch.work import Worker
 from repro.published import (
@@ -96,6 +97,7 @@ def test_imported_weights_score_what_trained_ones_do(
     assert main([*table, *words(tmp_path, *where)]) == 0
     assert "nothing to compute: the record is there" in capsys.readouterr().err
 
+    assert [one.kept for one in survey(tmp_path)] == [""], "repro clean understands it"
     both = words(tmp_path, "--runs", str(trained))
     assert main(["collect", *table[1:], *both, "--format", "json"]) == 0
     cell = json.loads(capsys.readouterr().out)["cells"][1]
