@@ -74,6 +74,26 @@ class Resolved:
             config={**self.config, "args": {**parts, "trajectory": told}},
         )
 
+    def preview(self) -> Resolved | None:
+        """The same cell as its candidates are scored, an evaluation of its own; None where it scores them itself."""
+        node = self.evaluation.args["preview"]
+        if node is None:
+            return None
+        changes = {**node.args, "preview": None}
+        parts = self.config["args"]
+        told = dict(parts["evaluation"]["args"])
+        told |= told.pop("preview")["args"]
+        protocol = self.evaluation.args["protocol"]
+        if "n" in protocol.args:
+            changes["protocol"] = protocol.replace(n=node.args["num_samples"])
+            kept = told["protocol"]
+            told["protocol"] = {**kept, "args": {**kept["args"], "n": node.args["num_samples"]}}
+        return dataclasses.replace(
+            self,
+            experiment=self.experiment.replace(evaluation=self.evaluation.replace(**changes)),
+            config={**self.config, "args": {**parts, "evaluation": {**parts["evaluation"], "args": told}}},
+        )
+
     def dataset(self) -> Any:
         """The built data set; opens no file."""
         return build(self.trajectory.args["data"])

@@ -19,6 +19,9 @@ from repro.diffusion.losses import EDMLoss, VELoss, VPLoss, iDDPMLoss
 from repro.diffusion.precond import EDMPrecond, Precond, VEPrecond, VPPrecond, iDDPMPrecond
 from repro.diffusion.rk45 import rk45_sampler
 from repro.diffusion.samplers import edm_sampler
+from repro.diffusion.vp_losses import NoiseLoss
+from repro.diffusion.vp_samplers import dpm_solver_sampler, dpmpp_sampler, euler_maruyama_sampler
+from repro.diffusion.vp_sde import VPDenoiser
 from repro.errors import UsageError
 from repro.metrics.protocols import (
     ADMProtocol,
@@ -28,12 +31,15 @@ from repro.metrics.protocols import (
     PytorchFIDProtocol,
 )
 from repro.models.adm import DhariwalUNet
+from repro.models.ddpm import DDPMUNet
 from repro.models.dit import DiT
 from repro.models.edm2 import EDM2UNet
+from repro.models.skips import ConstantScaling, InverseSqrt2Scaling, LearnableScaling
 from repro.models.song import SongUNet
 from repro.models.udit import UDiT
+from repro.models.uvit import UViT
 from repro.scale import Scale
-from repro.selection import Selection
+from repro.selection import BestSnapshot, Selection
 from repro.training.augment import AugmentPipe
 from repro.training.ema import ConstantEMA, HalfLifeEMA, PowerEMA, TraditionalEMA
 from repro.training.optimizers import Adam, AdamW
@@ -48,7 +54,7 @@ class Trajectory:
 
     Args:
         data: the data set and how it is prepared.
-        denoiser: preconditioned network, or a `DiscreteDenoiser`, of which loss and sampler know more than `Precond`.
+        denoiser: preconditioned network, or a `DiscreteDenoiser` or `VPDenoiser`, of which loss and sampler know more.
         loss: weighted squared error a pixel, or one number an image.
         lr: learning rate as a function of images seen.
         batch: global batch in images.
@@ -66,7 +72,7 @@ class Trajectory:
     NEUTRAL = {"infinite_gradient": 1e5}
 
     data: Dataset
-    denoiser: Precond | DiscreteDenoiser
+    denoiser: Precond | DiscreteDenoiser | VPDenoiser
     loss: Callable[..., Any]
     lr: ConstantRate | InverseSqrtDecay | LinearRampup
     batch: int
@@ -91,6 +97,26 @@ class Trajectory:
             raise UsageError(
                 f"the network takes {self.denoiser.label_dim} classes, the data have {self.data.label_dim}"
             )
+        takes_text = getattr(self.denoiser, "context_shape", None) or (0, 0)
+        gives_text = (self.data.context_tokens, self.data.context_dim)
+        if takes_text != gives_text and (takes_text[0] or gives_text[0]):
+            raise UsageError(f"the network takes texts of {takes_text} tokens and width, the data have {gives_text}")
+
+
+@dataclasses.dataclass
+class Preview:
+    """How the candidates of a selection are scored, where it is not by the evaluation itself (U-ViT: FID of 10,000
+    images by another sampler). The chosen candidate is then scored by the evaluation.
+
+    Args:
+        sampler: see `Evaluation`.
+        num_samples: images a candidate; a protocol that insists on a number gets this one.
+    """
+
+    UNITS = {"num_samples": "samples"}
+
+    sampler: Callable[..., Any]
+    num_samples: int = 10_000
 
 
 @dataclasses.dataclass
@@ -103,15 +129,22 @@ class Evaluation:
         protocol: how images become metrics, and how labels are chosen.
         selection: which milestones and ranges are candidates, and which one is the cell's value.
         num_samples: images a range.
+        preview: how candidates are scored where not by this evaluation, which the chosen one alone then has.
     """
 
     UNITS = {"protocol": "protocol", "num_samples": "samples"}
+    NEUTRAL = {"preview": None}
 
     ema: PostHocEMA | PowerEMA | HalfLifeEMA | ConstantEMA
     sampler: Callable[..., Any]
     protocol: DigitsProtocol | InceptionProtocol | PytorchFIDProtocol | ADMProtocol | DINOv2Protocol
     selection: Selection
     num_samples: int = 50_000
+    preview: Preview | None = None
+
+    def __post_init__(self) -> None:
+        if self.preview is not None and not isinstance(self.selection, BestSnapshot):
+            raise UsageError("Evaluation.preview chooses among snapshots: its selection must be a BestSnapshot")
 
 
 @dataclasses.dataclass
@@ -149,6 +182,7 @@ CONFIGURABLES: Sequence[Callable[..., Any]] = (
     Experiment,
     Trajectory,
     Evaluation,
+    Preview,
     Execution,
     Scale,
     # data
@@ -168,24 +202,34 @@ CONFIGURABLES: Sequence[Callable[..., Any]] = (
     EDM2UNet,
     DiT,
     UDiT,
+    UViT,
+    DDPMUNet,
+    InverseSqrt2Scaling,
+    ConstantScaling,
+    LearnableScaling,
     VPPrecond,
     VEPrecond,
     iDDPMPrecond,
     EDMPrecond,
     EDM2Precond,
     DiscreteDenoiser,
+    VPDenoiser,
     VPLoss,
     VELoss,
     iDDPMLoss,
     EDMLoss,
     UncertaintyLoss,
     HybridLoss,
+    NoiseLoss,
     edm_sampler,
     ablation_sampler,
     rk45_sampler,
     edm2_sampler,
     ancestral_sampler,
     ddim_sampler,
+    euler_maruyama_sampler,
+    dpm_solver_sampler,
+    dpmpp_sampler,
     # training
     AugmentPipe,
     HalfLifeEMA,

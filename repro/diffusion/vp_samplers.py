@@ -261,7 +261,7 @@ def dpmpp_sampler(
 
     guidance: g in cond + g (cond - uncond); 0 for none, and each evaluation is then one network call, else two.
     method: `fast` takes `evaluations` even intervals, of which a step spans as many as its order, with the inner
-    boundaries as its inner points; `singlestep` takes evaluations // order steps of one order with inner points at equal
+    boundaries as its inner points; `singlestep` takes evaluations // order steps of one order, inner points at equal
     shares of lambda. order: 3, or 2 or 1.
     """
     solver = Solver(net.process, _guided(net, class_labels, guidance), data_prediction)
@@ -321,6 +321,7 @@ def _evaluations(
 
 euler_maruyama_sampler.UNITS = {"num_steps": "steps"}  # type: ignore[attr-defined]
 euler_maruyama_sampler.NFE = _steps  # type: ignore[attr-defined]
-for _sampler in (dpm_solver_sampler, dpmpp_sampler):
-    _sampler.UNITS = {"evaluations": "steps"}  # type: ignore[attr-defined]
-    _sampler.NFE = _evaluations  # type: ignore[attr-defined]
+dpm_solver_sampler.UNITS = {"evaluations": "steps"}  # type: ignore[attr-defined]
+dpm_solver_sampler.NFE = _evaluations  # type: ignore[attr-defined]
+dpmpp_sampler.UNITS = {"evaluations": "steps"}  # type: ignore[attr-defined]
+dpmpp_sampler.NFE = _evaluations  # type: ignore[attr-defined]

@@ -46,8 +46,9 @@ def estimate(plan: Plan) -> Cost:
         milestones = sorted({m for request in job.wanted for m in request.resolve().selection().milestones()})
         profiles = {request.resolve().ema().name for request in job.wanted}
         flops += 3 * forward * milestones[-1]
-        nfe = count_nfe(build(resolved.evaluation.args["sampler"]))
-        flops += forward * nfe * resolved.evaluation.args["num_samples"] * len(job.tasks)
+        for task in job.tasks:
+            scored = task.resolve().evaluation.args
+            flops += forward * count_nfe(build(scored["sampler"])) * scored["num_samples"]
         disk += 4 * parameters * (len(milestones) * len(profiles) + 2 * (3 + len(profiles)))
     return Cost(len(plan.jobs), flops / ASSUMED_FLOPS / 3600, disk / 1e9)
 

@@ -14,7 +14,7 @@ import io
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +69,7 @@ class Scoring:
         progress: called with (images done by this rank, images of this rank).
         stop: called after every sampler step; raises to end.
         world: the processes that score together; they share the folder of the run.
+        contexts: of a text-conditional network the texts of some seeds.
         wait_seconds: how long rank 0 waits for a block that another rank does not deliver.
     """
 
@@ -83,6 +84,7 @@ class Scoring:
     progress: Callable[[int, int], None] = lambda done, total: None
     stop: Callable[[], None] = lambda: None
     world: World = World()
+    contexts: Callable[[Sequence[int]], Tensor] | None = None
     wait_seconds: float = 3600.0
 
     def __post_init__(self) -> None:
@@ -144,6 +146,7 @@ class Scoring:
             self.evaluation.sampler,
             range(first, first + self._count(start)),
             labels=protocol.labels,  # type: ignore[arg-type]  # checked by the protocol
+            contexts=self.contexts,
             batch=min(self.execution.sample_batch, self.block),
             device=self.execution.device,
             quantise=beyond_truncation(protocol.quantise),

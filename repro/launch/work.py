@@ -24,7 +24,7 @@ from repro.experiment import Execution, Trajectory
 from repro.files import make_folder, remove_leftovers, write_atomic, write_json
 from repro.launch.claims import Claim, Owner, acquire, how_to_release
 from repro.launch.evaluate import Scoring, identity_of
-from repro.launch.plan import Folders, Job, Task, has_record
+from repro.launch.plan import Folders, Job, Task, has_record, place_of
 from repro.metrics.feature_protocol import FeatureProtocol
 from repro.pictures import write_grid
 from repro.results import provenance
@@ -83,13 +83,16 @@ class Worker:
         self.world.wait()
 
     def _done(self, task: Task) -> bool:
-        return has_record(self.folders.readable, task.request.resolve(), task.milestone, task.range, [])
+        milestone = place_of(self.folders.readable, task)
+        return milestone is not None and has_record(self.folders.readable, task.resolve(), milestone, task.range, [])
 
     def _open(self, resolved: Resolved, execution: Execution) -> tuple[Trajectory, ImageStream]:
         if execution.threads:
             torch.set_num_threads(execution.threads)
         trajectory = build_trajectory(resolved)
         stream = trajectory.data.open(self.folders.data, trajectory.seed)
+        if stream.empty_context is not None:
+            trajectory.denoiser.empty_context = stream.empty_context
         world = self.world
         stream.read_ahead(
             execution.workers, rank_slices(trajectory.batch, world.size, world.rank, execution.micro_batch)
@@ -155,18 +158,18 @@ class Worker:
         execution: Execution,
         position: tuple[int, int],
     ) -> None:
-        resolved = task.request.resolve()
+        resolved = task.resolve()
+        milestone = self.world.from_first(place_of(self.folders.readable, task) if self.world.first else None)
+        assert milestone is not None  # the previews were made before
         evaluation = build(resolved.evaluation)
         net = trajectory.denoiser.eval()
-        meta = evaluation.ema.load(folder, resolved.trajectory_hash, task.milestone, net)
+        meta = evaluation.ema.load(folder, resolved.trajectory_hash, milestone, net)
         if meta["data_manifest"] != stream.manifest_sha256:
             raise UsageError(
                 f"{folder}: was trained on another data manifest ({meta['data_manifest'][:16]}) than that of "
                 f"{self.folders.data} ({stream.manifest_sha256[:16]})"
             )
-        path = record_path(
-            self.folders.runs, resolved.trajectory_hash, resolved.evaluation_hash, task.milestone, task.range
-        )
+        path = record_path(self.folders.runs, resolved.trajectory_hash, resolved.evaluation_hash, milestone, task.range)
         first = task.range * evaluation.num_samples
 
         def progress(done: int, total: int) -> None:
@@ -192,6 +195,7 @@ class Worker:
             progress,
             stop,
             self.world,
+            stream.contexts_of if stream.view.context_shape else None,
         )
         scored = scoring.run()
         if scored is None:
@@ -206,7 +210,7 @@ class Worker:
             evaluation_hash=resolved.evaluation_hash,
             config=resolved.config,
             seed=resolved.seed,
-            milestone_nimg=task.milestone,
+            milestone_nimg=milestone,
             nimg=int(meta["nimg"]),
             range=task.range,
             first_seed=first,

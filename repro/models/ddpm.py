@@ -1,4 +1,4 @@
-"""The U-Net of DDPM for CIFAR-10 (Ho et al. 2020, appendix B): stand-in for ScaleLong's U-Nets, which were not published."""
+"""DDPM's U-Net for CIFAR-10 (Ho et al. 2020, appendix B), which stands in for the unpublished ones of ScaleLong."""
 
 from __future__ import annotations
 

@@ -78,6 +78,12 @@ class ConstantSkips(LongSkips):
         return skip if factor == 1 else skip * factor
 
 
+def calibrate(layer1: nn.Module | Tensor, layer2: nn.Module | Tensor, means: Tensor, kind: GateKind) -> Tensor:
+    """Linear, ReLU, linear, and the last activation. means: (B, L) -> (B, L)."""
+    assert isinstance(layer1, nn.Module) and isinstance(layer2, nn.Module)
+    return GATES[kind](layer2(torch.relu(layer1(means))))
+
+
 class Gate(nn.Module):
     """Coefficients of the entries of one axis: linear, ReLU, linear, sigmoid of their means over everything else.
 
@@ -95,7 +101,7 @@ class Gate(nn.Module):
 
     def forward(self, means: Tensor) -> Tensor:
         """means: (B, L) -> (B, L), in (0, 1) for a sigmoid."""
-        return GATES[self.kind](self.layer2(torch.relu(self.layer1(means))))
+        return calibrate(self.layer1, self.layer2, means, self.kind)
 
 
 class GatedSkips(LongSkips):
@@ -127,7 +133,7 @@ class GatedSkips(LongSkips):
         if name:
             gated: Tensor = self.get_submodule(name)(means)
             return gated
-        return GATES[self.kind](self.layer2(torch.relu(self.layer1(means))))
+        return calibrate(self.layer1, self.layer2, means, self.kind)
 
     def forward(self, skip: Tensor, number: int) -> Tensor:
         coefficients = self.coefficients(skip, number)

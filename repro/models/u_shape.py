@@ -24,7 +24,7 @@ class Part(NamedTuple):
 
 
 class UShape(NamedTuple):
-    """Parts in running order. Part i of the encoder stores skip i; part j of the N decoder parts takes skip N - j + 1."""
+    """Parts in running order. Part i of the encoder stores skip i; part j of the N of the decoder takes skip N-j+1."""
 
     encoder: list[Part]
     middle: list[Part]

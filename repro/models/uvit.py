@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, ClassVar
 
 import torch
@@ -34,9 +33,9 @@ class Attention(nn.Module):
         parts = split_heads(self.qkv(x), self.num_heads)
         if torch.is_autocast_enabled(x.device.type):
             with torch.autocast(x.device.type, enabled=False):
-                y = attend(*(part.float() for part in parts), scale=self.scale)
+                y = attend(parts[0].float(), parts[1].float(), parts[2].float(), self.scale)
         else:
-            y = attend(*parts, scale=self.scale)
+            y = attend(*parts, self.scale)
         projected: Tensor = self.proj(y)
         return projected
 
@@ -227,5 +226,3 @@ class UViT(nn.Module):
         p, g = self.patch_size, self.img_resolution // self.patch_size
         pixels = tokens.reshape(-1, g, g, p, p, self.in_channels)
         return pixels.permute(0, 5, 1, 3, 2, 4).reshape(-1, self.in_channels, g * p, g * p)
-
-

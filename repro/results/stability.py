@@ -44,7 +44,7 @@ class Probe:
 class Measured:
     """Of one network and probe; skips are numbered from the outermost, parts in running order.
 
-    coefficients: (N,) mean over batch and entries; spread: (N,) standard deviation of them; encoder_norms, decoder_norms:
+    coefficients: (N,) mean over batch and entries; spread: (N,) their standard deviation; encoder_norms, decoder_norms:
     (parts, B) L2 norm of each part's output, over everything but the batch; loss: mean squared error; gradient: L2 norm
     of its gradient over all parameters; block_gradients: (parts,) over those of each part; gain: (B,) change of the
     output over that of the input, in the direction of the probe; largest_gain: (B,) over all directions, or None.
@@ -88,7 +88,9 @@ class Watch:
             self._handles.append(self.skips.register_forward_hook(self._gate))
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         for handle in self._handles:
             handle.remove()
 

@@ -191,7 +191,9 @@ def run_euler(case: Case) -> None:
     settings = {"num_steps": config["sample_steps"], "kind": config["kind"], "t_min": config["eps"]}
     for kind, name in ((VPDenoiser, "x"), (Exact, "x_exact")):
         noise.calls = 0
-        case.check(name, euler_maruyama_sampler(analytic(case, kind), case.input("x_init"), one_hot(case), noise, **settings))
+        case.check(
+            name, euler_maruyama_sampler(analytic(case, kind), case.input("x_init"), one_hot(case), noise, **settings)
+        )
         assert noise.calls == (config["sample_steps"] - 1 if config["kind"] == "sde" else 0)
     if "trace" in case.outputs:
         case.check("trace", euler_trace(case, settings))
