@@ -179,7 +179,7 @@ class VPDenoiser(nn.Module):
         """The network's own output, (N, C, H, W) float32. Arguments as `forward`."""
         tau = (t.reshape(-1).to(torch.float64) * self.process.time_factor).to(torch.float32).expand(x.shape[0])
         images = x.to(torch.float32)
-        told = self._condition(condition, images)
+        told = self.condition_of(condition, images)
         with torch.autocast(x.device.type, self._dtype(x.device), enabled=self._dtype(x.device) != torch.float32):
             output: Tensor = self.model(images, tau, told)
         return output.to(torch.float32)
@@ -201,7 +201,7 @@ class VPDenoiser(nn.Module):
             return torch.bfloat16
         return torch.float16 if self.use_fp16 and device.type == "cuda" else torch.float32
 
-    def _condition(self, condition: Tensor | None, x: Tensor) -> Tensor | None:
+    def condition_of(self, condition: Tensor | None, x: Tensor) -> Tensor | None:
         """What the model takes: labels or texts for a U-ViT, one-hot classes for the others."""
         if self.context_shape is not None:
             return self.contexts(condition, x)

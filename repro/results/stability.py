@@ -12,6 +12,7 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from repro.models.skips import GatedSkips, LongSkips
 from repro.models.u_shape import u_shape
@@ -158,7 +159,8 @@ def largest_gain(net: nn.Module, probe: Probe, steps: int = POWER_STEPS) -> Tens
         direction = direction / direction.flatten(1).norm(dim=1).reshape(shape).clamp(min=1e-30)
         # J v as the derivative of u^T J (linear in u) with respect to u: two reverse passes work in every network.
         x = probe.x.clone().requires_grad_()
-        output = probe.output(net, x)
+        with sdpa_kernel(SDPBackend.MATH):  # fused attention has no second derivative
+            output = probe.output(net, x)
         seed = torch.zeros_like(output, requires_grad=True)
         (pulled,) = torch.autograd.grad(output, x, seed, create_graph=True)
         (pushed,) = torch.autograd.grad(pulled, seed, direction, retain_graph=True)
