@@ -15,7 +15,7 @@ from repro.errors import UsageError
 from repro.gin_walk import expand
 from repro.identity import SHORT, digest, evaluation_hash
 from repro.scale import apply_scale
-from repro.selection import Selection
+from repro.selection import BestSnapshot, Selection
 from repro.suggest import suggest
 from repro.tables import Cell
 
@@ -79,6 +79,8 @@ class Resolved:
         node = self.evaluation.args["preview"]
         if node is None:
             return None
+        if not isinstance(self.selection(), BestSnapshot):
+            raise UsageError("Evaluation.preview chooses among snapshots: Evaluation.selection must be a BestSnapshot")
         changes = {**node.args, "preview": None}
         parts = self.config["args"]
         told = dict(parts["evaluation"]["args"])

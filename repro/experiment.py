@@ -39,7 +39,7 @@ from repro.models.song import SongUNet
 from repro.models.udit import UDiT
 from repro.models.uvit import UViT
 from repro.scale import Scale
-from repro.selection import BestSnapshot, Selection
+from repro.selection import Selection
 from repro.training.augment import AugmentPipe
 from repro.training.ema import ConstantEMA, HalfLifeEMA, PowerEMA, TraditionalEMA
 from repro.training.optimizers import Adam, AdamW
@@ -141,10 +141,6 @@ class Evaluation:
     selection: Selection
     num_samples: int = 50_000
     preview: Preview | None = None
-
-    def __post_init__(self) -> None:
-        if self.preview is not None and not isinstance(self.selection, BestSnapshot):
-            raise UsageError("Evaluation.preview chooses among snapshots: its selection must be a BestSnapshot")
 
 
 @dataclasses.dataclass

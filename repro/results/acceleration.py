@@ -21,8 +21,8 @@ Points = Sequence[tuple[int, float]]
 class Ratio:
     """One cell against the baseline of its column.
 
-    best: mean over seeds of its own best score; images: of each seed, those needed to reach the baseline's best score of
-    the same seed, nan where it was not reached; ratios: the baseline's images over these, likewise; seeds: theirs.
+    best: mean over seeds of its own best score; images: of each seed, those needed to reach the baseline's best score
+    with that seed, nan where it was not reached; ratios: the baseline's images over these, likewise; seeds: theirs.
     """
 
     row: str
