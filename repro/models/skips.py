@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -202,6 +202,9 @@ class LearnableScaling(SkipScaling):
         reduction: L over the width in between, rounded down.
         gate: last activation; the paper's is the sigmoid.
     """
+
+    UNITS: ClassVar[dict[str, str]] = {"reduction": "resolution"}
+    """A gate over fewer tokens is reduced less: one hidden unit alone would be dead in half of all runs."""
 
     def __init__(self, shared: bool = True, reduction: int = 16, gate: GateKind = "sigmoid") -> None:
         if reduction < 1:
