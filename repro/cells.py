@@ -21,6 +21,21 @@ from repro.tables import Cell
 
 
 @dataclasses.dataclass(frozen=True)
+class Leg:
+    """A training run that a cell stands on, and what it asks of it: an average at some milestones (images)."""
+
+    trajectory: Node
+    trajectory_hash: str
+    ema: Node
+    milestones: tuple[int, ...]
+
+    @property
+    def run(self) -> str:
+        """Folder name of the trajectory under `runs`."""
+        return self.trajectory_hash[:SHORT]
+
+
+@dataclasses.dataclass(frozen=True)
 class Resolved:
     """One replicate of a cell at a scale: trees at that scale, the parsed text, and the identity.
 
@@ -63,16 +78,34 @@ class Resolved:
         """Folder name of the trajectory under `runs`."""
         return self.trajectory_hash[:SHORT]
 
+    @cached_property
+    def legs(self) -> tuple[Leg, ...]:
+        """The training runs that the cell needs: its own, then that of its guide, if any."""
+        args = self.evaluation.args
+        own = Leg(self.trajectory, self.trajectory_hash, args["ema"], tuple(self.selection().milestones()))
+        if args["guide"] is None:
+            return (own,)
+        guide, told = args["guide"].args, self.config["args"]["evaluation"]["args"]["guide"]["args"]["trajectory"]
+        return own, Leg(guide["trajectory"], digest(told), guide["ema"], (guide["milestone_nimg"],))
+
     def with_seed(self, seed: int) -> Resolved:
-        """The same cell with another training seed."""
-        trajectory = self.trajectory.replace(seed=seed)
-        parts = self.config["args"]
-        told = {**parts["trajectory"], "args": {**parts["trajectory"]["args"], "seed": seed}}
-        return dataclasses.replace(
-            self,
-            experiment=self.experiment.replace(trajectory=trajectory),
-            config={**self.config, "args": {**parts, "trajectory": told}},
-        )
+        """The same cell with another training seed, its guide's too: replicates share nothing."""
+        experiment, config = self.experiment, self.config
+        for path in (("trajectory",), ("evaluation", "guide", "trajectory")):
+            experiment = _with_arguments(experiment, path, seed=seed)
+            config = _with_told_arguments(config, path, seed=seed)
+        return dataclasses.replace(self, experiment=experiment, config=config)
+
+    def check_guide(self) -> None:
+        """Raise UsageError where the guide's images or classes are not those of the network that it guides."""
+        if len(self.legs) < 2:
+            return
+        import torch
+
+        from repro.diffusion.guidance import check_guide
+
+        with torch.device("meta"):
+            check_guide(*(build(leg.trajectory.args["denoiser"]) for leg in self.legs))
 
     def preview(self) -> Resolved | None:
         """The same cell as its candidates are scored, an evaluation of its own; None where it scores them itself."""
@@ -112,6 +145,23 @@ class Resolved:
     def ema(self) -> Any:
         """The built EMA profile."""
         return build(self.evaluation.args["ema"])
+
+
+def _with_arguments(node: Node, path: Sequence[str], **changes: Any) -> Node:
+    """A copy with other arguments of the node at `path`; the same where there is none."""
+    if not path:
+        return node.replace(**changes)
+    inner = node.args[path[0]]
+    return node if inner is None else node.replace(**{path[0]: _with_arguments(inner, path[1:], **changes)})
+
+
+def _with_told_arguments(told: dict[str, Any], path: Sequence[str], **changes: Any) -> dict[str, Any]:
+    """`_with_arguments` of the canonical form."""
+    args = told["args"]
+    if path and path[0] not in args:
+        return told
+    new = {path[0]: _with_told_arguments(args[path[0]], path[1:], **changes)} if path else changes
+    return {**told, "args": {**args, **new}}
 
 
 def scale_names() -> list[str]:

@@ -78,6 +78,9 @@ def parser() -> Parser:
     verbs = top.add_subparsers(metavar="VERB", required=True, parser_class=Parser)
     _looking_verbs(verbs)
     _table_verbs(verbs)
+    _ema_verb(verbs)
+    _dynamics_verb(verbs)
+    _clean_verb(verbs)
     _check_verb(verbs)
     _analysis_verbs(verbs)
     _data_verbs(verbs)
@@ -179,6 +182,45 @@ def _analysis_verbs(verbs: Any) -> None:
     _selection(verb)
     _configuration(verb)
     _folders(verb)
+    _json(verb)
+
+
+def _ema_verb(verbs: Any) -> None:
+    verb = _verb(
+        verbs, "ema", _of("ema.run"), "score averages of the weights of many lengths, all from one training run",
+        "repro ema edm2/table1/g/imagenet512 --scale mini --std 0.05..0.25",
+    )  # fmt: skip
+    verb.add_argument("cell", metavar="CELL")
+    verb.add_argument(
+        "--std", nargs="+", required=True, metavar="STD",
+        help="lengths: 0.1, 0.05..0.25 (nine of them), 0.05..0.25..0.01 (in steps); several, or with commas",
+    )  # fmt: skip
+    _computing(verb)
+    _json(verb)
+    verb.add_argument("--out", type=Path, metavar="FILE", help="where to draw the curve (default: beside the runs)")
+
+
+def _dynamics_verb(verbs: Any) -> None:
+    verb = _verb(
+        verbs, "dynamics", _of("dynamics.run"), "how activations, weights and updates drift in training",
+        "repro dynamics edm2/table1/a/imagenet512 edm2/table1/g/imagenet512 --scale mini",
+    )  # fmt: skip
+    verb.add_argument("cells", nargs="+", metavar="CELL")
+    _configuration(verb)
+    _folders(verb)
+    verb.add_argument("--first-seed", type=int, default=0, metavar="S", help="the training seed (default 0)")
+    _json(verb)
+    verb.add_argument("--out", type=Path, metavar="FILE", help="where to draw (default: beside the runs)")
+
+
+def _clean_verb(verbs: Any) -> None:
+    verb = _verb(
+        verbs, "clean", _of("clean.run"), "free what no record or reconstruction needs; a dry run by default",
+        "repro clean --runs runs",
+    )  # fmt: skip
+    verb.add_argument("--runs", action="append", type=Path, metavar="DIR", help="folder of runs (default: ./runs)")
+    verb.add_argument("--yes", action="store_true", help="remove the files; without it they are only counted")
+    verb.set_defaults(data=None, weights=None)
     _json(verb)
 
 

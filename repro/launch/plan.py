@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from repro.cells import Resolved, resolve
+from repro.cells import Leg, Resolved, resolve
+from repro.config import build
 from repro.errors import CorruptData, MissingPrerequisite
 from repro.results.records import read_record, record_path
 from repro.selection import choose_candidate
@@ -68,18 +69,26 @@ class Task:
 class Job:
     """One trajectory and the evaluations on it that are missing.
 
-    wanted: every request that shares the trajectory; the training run keeps what all of them need.
+    wanted: every request that shares the trajectory; the training run keeps what all of them need. tasks: none for a
+    run that only guides others; after: trajectories of other jobs that guide this one, which have to be there first.
     """
 
     trajectory_hash: str
     wanted: tuple[Request, ...]
     tasks: tuple[Task, ...]
+    after: tuple[str, ...] = ()
+
+    def legs(self) -> list[Leg]:
+        """What each of `wanted` asks of the trajectory."""
+        legs = [leg for request in self.wanted for leg in request.resolve().legs]
+        return [leg for leg in legs if leg.trajectory_hash == self.trajectory_hash]
 
     @property
     def title(self) -> str:
         """For progress lines: the first cell that needs it, and the replicate."""
         request = self.tasks[0].request if self.tasks else self.wanted[0]
-        return f"{request.cell.split('/', 2)[2]} seed {request.seed}"
+        role = "" if self.tasks else "guide of "
+        return f"{role}{request.cell.split('/', 2)[2]} seed {request.seed}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,7 +124,8 @@ def make_plan(
         for seed in seeds:
             resolved = base.with_seed(seed)
             request = Request(cell.name, scale, tuple(bindings), seed)
-            wanted.setdefault(resolved.trajectory_hash, []).append(request)
+            for leg in resolved.legs:
+                wanted.setdefault(leg.trajectory_hash, []).append(request)
             for scored, task in _tasks(request, resolved):
                 key = (task.evaluation_hash, task.milestone, task.range)
                 if key in seen:
@@ -126,8 +136,49 @@ def make_plan(
                     done += 1
                 else:
                     tasks.setdefault(resolved.trajectory_hash, []).append(task)
-    jobs = [Job(name, tuple(wanted[name]), tuple(found)) for name, found in tasks.items()]
-    return Plan(jobs, done, problems)
+    return Plan(_jobs(wanted, tasks, runs[0]), done, problems)
+
+
+def merged(plans: Sequence[Plan]) -> Plan:
+    """One plan for all: jobs of one trajectory become one job."""
+    jobs: dict[str, Job] = {}
+    for job in (job for plan in plans for job in plan.jobs):
+        known = jobs.setdefault(job.trajectory_hash, dataclasses.replace(job, wanted=(), tasks=(), after=()))
+        jobs[job.trajectory_hash] = dataclasses.replace(
+            known,
+            wanted=(*known.wanted, *job.wanted),
+            tasks=(*known.tasks, *job.tasks),
+            after=tuple(dict.fromkeys((*known.after, *job.after))),
+        )
+    guides_first = sorted(jobs.values(), key=lambda job: bool(job.after))
+    return Plan(guides_first, sum(plan.done for plan in plans), [line for plan in plans for line in plan.problems])
+
+
+def _jobs(wanted: dict[str, list[Request]], tasks: dict[str, list[Task]], runs: Path) -> list[Job]:
+    """One job a trajectory: first those that guide others and are still to be trained for it."""
+    after: dict[str, dict[str, None]] = {name: {} for name in tasks}
+    guides: dict[str, None] = {}
+    for name, found in tasks.items():
+        for task in found:
+            for leg in task.request.resolve().legs[1:]:
+                if leg.trajectory_hash != name and not _is_trained(leg, runs):
+                    after[name][leg.trajectory_hash] = None
+                    guides[leg.trajectory_hash] = None
+    names = [*guides, *(name for name in tasks if name not in guides)]
+    return [Job(name, tuple(wanted[name]), tuple(tasks.get(name, ())), tuple(after.get(name, ()))) for name in names]
+
+
+def _is_trained(leg: Leg, runs: Path) -> bool:
+    """Whether the snapshots that a guide's average needs lie in the folder of runs."""
+    from repro.training import snapshots  # imports torch: only a missing evaluation with a guide needs it
+
+    ema = build(leg.ema)
+    return all(
+        snapshots.path(runs / leg.run, time, profile.name).exists()
+        for milestone in leg.milestones
+        for time in ema.times(milestone)
+        for profile in ema.profiles()
+    )
 
 
 def _tasks(request: Request, resolved: Resolved) -> Iterator[tuple[Resolved, Task]]:
@@ -185,6 +236,8 @@ def check_prerequisites(
 
     Where nothing is missing but extractor weights, they are fetched.
     """
+    from repro.data.decoding import missing_decoder  # heavy
+
     missing: dict[str, None] = {}
     protocols: dict[str, Any] = {}
     for cell in cells:
@@ -194,9 +247,13 @@ def check_prerequisites(
                 f"{cell.name}: the paper evaluates published weights here, and this version cannot import any; "
                 "--train trains the network instead, and the table says so"
             ] = None
-        if resolved.dataset().source.form != "pixels":
+        resolved.check_guide()
+        for line in missing_decoder(resolved.dataset(), folders.data, folders.weights):
+            missing[line] = None
+        if resolved.dataset().context_tokens and not resolved.dataset().source.embedded:
             missing[
-                f"{cell.name}: its images are latents, and this version cannot decode generated ones to score them"
+                f"{cell.name}: its images follow captions of the validation set, which this version cannot read to score "
+                "generated ones"
             ] = None
         protocol = resolved.protocol()
         for line in protocol.missing(folders.weights):

@@ -6,21 +6,24 @@ import contextlib
 import dataclasses
 import datetime
 import json
+import os
+import shutil
 import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from repro import assets
-from repro.cells import Resolved
+from repro.cells import Leg, Resolved
 from repro.config import build, canonical
 from repro.data.prefetch import rank_slices
 from repro.data.stream import ImageStream
 from repro.diffusion.draws import derive_seed
-from repro.errors import UsageError
-from repro.experiment import Execution, Trajectory
+from repro.errors import MissingPrerequisite, UsageError
+from repro.experiment import Evaluation, Execution, Trajectory
 from repro.files import make_folder, remove_leftovers, write_atomic, write_json
 from repro.launch.claims import Claim, Owner, acquire, how_to_release
 from repro.launch.evaluate import Scoring, identity_of
@@ -29,6 +32,7 @@ from repro.metrics.feature_protocol import FeatureProtocol
 from repro.pictures import write_grid
 from repro.results import provenance
 from repro.results.records import Metric, Record, record_path, write_record
+from repro.sampling import Network
 from repro.training import snapshots
 from repro.training.distributed import World
 from repro.training.loop import Interrupted, Tracked, Trainer
@@ -57,27 +61,28 @@ class Worker:
     def run(self, job: Job) -> str | None:
         """Do a job. None when it is done; nothing is done where a living owner holds its trajectory, which is named."""
         resolved = job.wanted[0].resolve()
-        if resolved.trajectory_hash != job.trajectory_hash:
+        leg = next((leg for leg in resolved.legs if leg.trajectory_hash == job.trajectory_hash), None)
+        if leg is None:
             raise UsageError(
                 f"{job.wanted[0].cell}: resolves to {resolved.trajectory_hash[:16]} here, was planned as "
                 f"{job.trajectory_hash[:16]}: the configuration or the package changed in between"
             )
         execution = settle(build(resolved.execution), self.world)
-        folder = make_folder(self.folders.runs / resolved.run)
+        folder = make_folder(self.folders.runs / leg.run)
         claim = acquire(folder) if self.world.first else None
         owner = self.world.from_first(_say(claim, folder) if isinstance(claim, Owner) else None)
         if owner is not None:
             return str(owner)
         with claim if isinstance(claim, Claim) else contextlib.nullcontext():
-            self._work(job, resolved, folder, execution)
+            self._work(job, leg, resolved.text, folder, execution)
         return None
 
-    def _work(self, job: Job, resolved: Resolved, folder: Path, execution: Execution) -> None:
+    def _work(self, job: Job, leg: Leg, text: str, folder: Path, execution: Execution) -> None:
         pending: list[Task] = self.world.from_first([t for t in job.tasks if not self._done(t)])
-        if not pending:
+        if job.tasks and not pending:
             return
-        trajectory, stream = self._open(resolved, execution)
-        self._train(job, resolved, trajectory, stream, folder, execution)
+        trajectory, stream = self._open(leg, execution)
+        self._train(job, leg, text, trajectory, stream, folder, execution)
         for index, task in enumerate(pending):
             self._evaluate(task, trajectory, stream, folder, execution, (index, len(pending)))
         self.world.wait()
@@ -86,10 +91,12 @@ class Worker:
         milestone = place_of(self.folders.readable, task)
         return milestone is not None and has_record(self.folders.readable, task.resolve(), milestone, task.range, [])
 
-    def _open(self, resolved: Resolved, execution: Execution) -> tuple[Trajectory, ImageStream]:
+    def _open(self, leg: Leg, execution: Execution) -> tuple[Trajectory, ImageStream]:
         if execution.threads:
             torch.set_num_threads(execution.threads)
-        trajectory = build_trajectory(resolved)
+        trajectory = build_trajectory(leg)
+        if execution.compile:
+            compile_network(trajectory.denoiser.model, execution.device)
         stream = trajectory.data.open(self.folders.data, trajectory.seed)
         if stream.empty_context is not None:
             trajectory.denoiser.empty_context = stream.empty_context
@@ -102,19 +109,20 @@ class Worker:
     def _train(
         self,
         job: Job,
-        resolved: Resolved,
+        leg: Leg,
+        text: str,
         trajectory: Trajectory,
         stream: ImageStream,
         folder: Path,
         execution: Execution,
     ) -> None:
         """Train until every wanted snapshot exists; write the manifest first."""
-        needs = [(cell.ema(), m) for r in job.wanted for cell in [r.resolve()] for m in cell.selection().milestones()]
+        needs = [(build(one.ema), milestone) for one in job.legs() for milestone in one.milestones]
         profiles = {profile.name: profile for ema, _ in needs for profile in ema.profiles()}
         milestones = sorted({time for ema, milestone in needs for time in ema.times(milestone)})
         manifest = {
-            "trajectory_hash": resolved.trajectory_hash,
-            "config": canonical(resolved.trajectory),
+            "trajectory_hash": leg.trajectory_hash,
+            "config": canonical(leg.trajectory),
             "data_manifest_sha256": stream.manifest_sha256,
             "sources_sha256": assets.sources_sha256(),
             "execution": dataclasses.asdict(execution),
@@ -134,7 +142,7 @@ class Worker:
 
         tracked = Tracked(profiles, milestones)
         trainer = Trainer(
-            trajectory, resolved.trajectory_hash, stream, folder, tracked, execution, progress, self.stop, self.world
+            trajectory, leg.trajectory_hash, stream, folder, tracked, execution, progress, self.stop, self.world
         )
         begin = trainer.nimg
         # The trainer has accepted the folder: only now may its description change.
@@ -144,10 +152,38 @@ class Worker:
         }
         if self.world.first:
             write_json(folder / "manifest.json", manifest)
-            write_atomic(folder / "config.gin", resolved.text.encode())
+            write_atomic(folder / "config.gin", text.encode())
         for note in trainer.notes:
-            self.report({"note": f"{job.title} ({resolved.run}): {note}"})
+            self.report({"note": f"{job.title} ({leg.run}): {note}"})
         trainer.run()
+
+    def _check_manifest(self, folder: Path, meta: dict[str, str], stream: ImageStream) -> None:
+        if meta["data_manifest"] != stream.manifest_sha256:
+            raise UsageError(
+                f"{folder}: was trained on another data manifest ({meta['data_manifest'][:16]}) than that of "
+                f"{self.folders.data} ({stream.manifest_sha256[:16]})"
+            )
+
+    def _guide(
+        self, resolved: Resolved, evaluation: Evaluation, stream: ImageStream, execution: Execution
+    ) -> Network | None:
+        """The guiding network with its averaged weights, which another job has trained before."""
+        if evaluation.guide is None:
+            return None
+        leg = resolved.legs[1]
+        folder = self.folders.runs / leg.run
+        net = evaluation.guide.trajectory.denoiser.to(execution.device).eval()
+        meta = evaluation.guide.ema.load(folder, leg.trajectory_hash, evaluation.guide.milestone_nimg, net)
+        self._check_manifest(folder, meta, stream)
+        return net
+
+    def _decoder(self, trajectory: Trajectory, execution: Execution) -> Callable[[Tensor], Tensor] | None:
+        """What makes images of generated latents; None where the network makes images itself."""
+        if trajectory.data.source.form == "pixels":
+            return None
+        from repro.data.decoding import latent_decoder
+
+        return latent_decoder(trajectory.data, self.folders.data, self.folders.weights, execution.device)
 
     def _evaluate(
         self,
@@ -164,11 +200,9 @@ class Worker:
         evaluation = build(resolved.evaluation)
         net = trajectory.denoiser.eval()
         meta = evaluation.ema.load(folder, resolved.trajectory_hash, milestone, net)
-        if meta["data_manifest"] != stream.manifest_sha256:
-            raise UsageError(
-                f"{folder}: was trained on another data manifest ({meta['data_manifest'][:16]}) than that of "
-                f"{self.folders.data} ({stream.manifest_sha256[:16]})"
-            )
+        self._check_manifest(folder, meta, stream)
+        guide = self._guide(resolved, evaluation, stream, execution)
+        decode = self._decoder(trajectory, execution)
         path = record_path(self.folders.runs, resolved.trajectory_hash, resolved.evaluation_hash, milestone, task.range)
         first = task.range * evaluation.num_samples
 
@@ -188,13 +222,15 @@ class Worker:
             evaluation,
             first,
             make_folder(path.parent),
-            identity_of(resolved.evaluation_hash, net),
+            identity_of(resolved.evaluation_hash, *([net] if guide is None else [net, guide])),
             reference,
             self.folders.weights,
             execution,
             progress,
             stop,
             self.world,
+            guide,
+            decode,
             stream.contexts_of if stream.view.context_shape else None,
         )
         scored = scoring.run()
@@ -238,10 +274,24 @@ class Worker:
         scoring.clean()
 
 
-def build_trajectory(resolved: Resolved) -> Trajectory:
+def build_trajectory(of: Resolved | Leg) -> Trajectory:
     """Build a trajectory's objects; the initial weights follow from its seed."""
-    torch.manual_seed(derive_seed(resolved.seed, "init"))
-    return build(resolved.trajectory)
+    torch.manual_seed(derive_seed(of.trajectory.args["seed"], "init"))
+    return build(of.trajectory)
+
+
+def compile_network(network: torch.nn.Module, device: str) -> None:
+    """Compile a network's graphs in place; keys and values of its state stay as they are.
+
+    Raises:
+        MissingPrerequisite: kernels for a CPU need a C++ compiler, and there is none.
+    """
+    compiler = os.environ.get("CXX", "g++")
+    if device == "cpu" and shutil.which(compiler) is None:
+        raise MissingPrerequisite(
+            f"Execution.compile on a CPU needs the C++ compiler {compiler}: install it, or set CXX to another"
+        )
+    network.compile()
 
 
 def _say(owner: Owner, folder: Path) -> str:

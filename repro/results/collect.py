@@ -13,6 +13,7 @@ from repro import assets
 from repro.cells import Resolved, experiment_digest, resolve
 from repro.results.records import Record, read_all
 from repro.results.references import load_references
+from repro.results.sizes import SIZES, sizes
 from repro.results.statistics import Outcome, against_paper, against_replicates
 from repro.selection import choose_candidate
 from repro.tables import Cell, Table
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
+DIGITS = {"FID": "digits FD", "sFID": "digits sFD", "FD-DINOv2": "digits FD"}
+"""What stands for a paper's distance at mini; another metric has its own name behind the word digits."""
 REFERENCE_ONLY = "reference only"
 STALE = "stale: made by other sources of repro"
 TRAINED = "trained here; the paper evaluated published weights"
@@ -59,7 +62,8 @@ class CellResult:
 
     metric: ours that decides, '' of a reference-only cell; metrics: all that its protocol has; replicates: complete
     ones, by seed; notes: why something is missing, stale, or not used; outcome: the test against the reference, or None
-    where there is nothing to compare or no verdict is due.
+    where there is nothing to compare or no verdict is due; sizes: of its network at full scale, where the table shows
+    them.
     """
 
     cell: Cell
@@ -69,6 +73,7 @@ class CellResult:
     metrics: tuple[str, ...] = ()
     outcome: Outcome | None = None
     rule: str = ""
+    sizes: dict[str, float] = dataclasses.field(default_factory=dict)
 
     @property
     def values(self) -> list[float]:
@@ -123,7 +128,9 @@ class Collection:
     def own_name(self, metric: str) -> str:
         """What the paper's metric is called among ours: itself, or as the digits have it ("FID" is "digits FD")."""
         known = next((result.metrics for result in self.cells if result.metrics), ())
-        return metric if metric == "NFE" or metric in known else f"digits {metric.replace('FID', 'FD')}"
+        if metric in ("NFE", *SIZES, *known):
+            return metric
+        return DIGITS.get(metric, f"digits {metric}")
 
     def frame(self) -> pd.DataFrame:
         """One line a cell: names, reference values, our mean, sd, n, minimum, verdict and notes."""
@@ -184,6 +191,8 @@ def collect(
             unmatched[record.cell] += 1
     results = [_result(chosen[c.name], by_cell, seeds) if c.name in chosen else _quoted(c) for c in cells]
     for result in results:
+        if not result.cell.reference_only and any(name in table.shown for name in SIZES):
+            result.sizes = sizes(result.cell, bindings)
         if count := unmatched.get(result.cell.name):
             plural = "records were" if count > 1 else "record was"
             result.notes.append(f"{count} {plural} made with another configuration: not used")

@@ -11,6 +11,7 @@ from tabulate import tabulate
 
 from repro.results.collect import REFERENCE_ONLY, CellResult, Collection, mean_and_sd, row_of
 from repro.results.picture import svg
+from repro.results.sizes import SIZES
 from repro.tables import Cell
 
 FORMATS = ("md", "latex", "html", "csv", "json", "svg")
@@ -70,6 +71,8 @@ def pair(collection: Collection, result: CellResult | None, metric: str) -> tupl
     if result is None:
         return "", ""
     value = result.cell.reference.get(metric)
+    if metric in SIZES:
+        return number(result.sizes.get(metric, math.nan)), "" if value is None else number(value)
     if metric != collection.table.metric:
         own = [replicate.value_of(collection.own_name(metric)) for replicate in result.replicates]
         return number(mean_and_sd(own)[0]), "none" if value is None else number(value)
@@ -115,6 +118,8 @@ def notes(collection: Collection) -> list[str]:
     if ranges:
         each = " or ".join(map(str, ranges))
         lines.append(f"In brackets: mean and sd over the {each} ranges of which our value is the minimum.")
+    if shown := [name for name in SIZES if name in table.shown]:
+        lines.append(f"{' and '.join(shown)}: of the network at full scale, counted; a guide is not.")
     inferred: dict[str, list[Cell]] = {}
     for result in collection.cells:
         for reason in result.cell.inferred_parts:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from repro.cells import resolve
 from repro.errors import CheckFailed, UsageError
 from repro.files import make_folder
-from repro.launch.plan import Folders, Plan, check_prerequisites, make_plan
+from repro.launch.plan import Folders, Plan, check_prerequisites, make_plan, merged
 from repro.results.collect import collect
 from repro.tables import Cell, find_cell, load_table
 from repro.verbs import reporting
@@ -87,7 +87,11 @@ def reproduce(options: argparse.Namespace) -> int:
     return 0
 
 
-def compute(cells: Sequence[Cell], options: argparse.Namespace) -> Folders:
+Variants = Sequence[Sequence[str]]
+"""Bindings beside those of `--gin`; each computes the cells anew, and equal trajectories are trained once."""
+
+
+def compute(cells: Sequence[Cell], options: argparse.Namespace, variants: Variants = ((),)) -> Folders:
     """Make every missing record of some cells.
 
     Raises:
@@ -100,8 +104,8 @@ def compute(cells: Sequence[Cell], options: argparse.Namespace) -> Folders:
         raise UsageError("--jobs must be 1 or more")
     where = folders(options, write=True)
     if cells and any(int(os.environ.get(name, "1")) > 1 for name in WORLD_SIZES):
-        return _compute_together(cells, options, where)
-    plan = _plan(cells, options, where)
+        return _compute_together(cells, options, variants, where)
+    plan = _plan(cells, options, variants, where)
     if plan.jobs:
         from repro.launch.display import display  # these take a second that "nothing to compute" need not wait for
         from repro.launch.local import LocalExecutor, cores
@@ -115,10 +119,12 @@ def compute(cells: Sequence[Cell], options: argparse.Namespace) -> Folders:
     return where
 
 
-def _plan(cells: Sequence[Cell], options: argparse.Namespace, where: Folders) -> Plan:
+def _plan(cells: Sequence[Cell], options: argparse.Namespace, variants: Variants, where: Folders) -> Plan:
     """What is missing, once it is certain that it can be computed and is wanted; says so where nothing is."""
     seeds = range(options.first_seed, options.first_seed + options.seeds)
-    plan = make_plan(cells, options.scale, options.gin, seeds, where.readable)
+    plan = merged(
+        [make_plan(cells, options.scale, [*options.gin, *extra], seeds, where.readable) for extra in variants]
+    )
     for problem in plan.problems:
         print(f"not used: {problem}", file=sys.stderr)
     if plan.jobs:
@@ -134,7 +140,9 @@ def _plan(cells: Sequence[Cell], options: argparse.Namespace, where: Folders) ->
     return plan
 
 
-def _compute_together(cells: Sequence[Cell], options: argparse.Namespace, where: Folders) -> Folders:
+def _compute_together(
+    cells: Sequence[Cell], options: argparse.Namespace, variants: Variants, where: Folders
+) -> Folders:
     """The same by all processes that torchrun, or a SLURM step, started: each trajectory is trained by all of them."""
     import torch
 
@@ -147,7 +155,7 @@ def _compute_together(cells: Sequence[Cell], options: argparse.Namespace, where:
         not torch.cuda.is_available() or resolve(cells[0], options.scale, options.gin).execution.args["device"] == "cpu"
     )
     with joined(world, "cpu" if cpu else "cuda"):
-        plan = world.from_first(_plan(cells, options, where) if world.first else None)
+        plan = world.from_first(_plan(cells, options, variants, where) if world.first else None)
         if plan.jobs:
             if world.first:
                 _announce(plan, where, f"each by {world.size} processes")
