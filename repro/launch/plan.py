@@ -252,8 +252,8 @@ def check_prerequisites(
             missing[line] = None
         if resolved.dataset().context_tokens and not resolved.dataset().source.embedded:
             missing[
-                f"{cell.name}: its images follow captions of the validation set, which this version cannot read to score "
-                "generated ones"
+                f"{cell.name}: its images follow captions of the validation set, and this version cannot read "
+                "those to generate from"
             ] = None
         protocol = resolved.protocol()
         for line in protocol.missing(folders.weights):

@@ -89,10 +89,8 @@ def test_texts_condition_at_mini_by_stand_ins(tmp_path: Path) -> None:
     assert (stream.contexts_of([3, 13])[0] == stream.contexts_of([3, 13])[1]).all()
 
 
-def test_generated_latents_cannot_be_scored_at_full(tmp_path: Path) -> None:
-    with pytest.raises(
-        MissingPrerequisite, match="coco-uvit-s2: its images are latents, and this version cannot decode"
-    ):
+def test_images_of_captions_cannot_be_scored_at_full(tmp_path: Path) -> None:
+    with pytest.raises(MissingPrerequisite, match="coco-uvit-s2: its images follow captions of the validation set"):
         check_prerequisites([find_cell(TEXT)], "full", (), Folders(tmp_path, (), tmp_path, None), False)
 
 
