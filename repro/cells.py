@@ -15,7 +15,7 @@ from repro.errors import UsageError
 from repro.gin_walk import expand
 from repro.identity import SHORT, digest, evaluation_hash
 from repro.scale import apply_scale
-from repro.selection import Selection
+from repro.selection import BestSnapshot, Selection
 from repro.suggest import suggest
 from repro.tables import Cell
 
@@ -123,6 +123,28 @@ class Resolved:
         for path, digest_ in zip(paths, sha256, strict=False):
             config = _with_imported(config, path, digest_)
         return dataclasses.replace(self, config=config, imported=sha256)
+
+    def preview(self) -> Resolved | None:
+        """The same cell as its candidates are scored, an evaluation of its own; None where it scores them itself."""
+        node = self.evaluation.args["preview"]
+        if node is None or self.imported:
+            return None
+        if not isinstance(self.selection(), BestSnapshot):
+            raise UsageError("Evaluation.preview chooses among snapshots: Evaluation.selection must be a BestSnapshot")
+        changes = {**node.args, "preview": None}
+        parts = self.config["args"]
+        told = dict(parts["evaluation"]["args"])
+        told |= told.pop("preview")["args"]
+        protocol = self.evaluation.args["protocol"]
+        if "n" in protocol.args:
+            changes["protocol"] = protocol.replace(n=node.args["num_samples"])
+            kept = told["protocol"]
+            told["protocol"] = {**kept, "args": {**kept["args"], "n": node.args["num_samples"]}}
+        return dataclasses.replace(
+            self,
+            experiment=self.experiment.replace(evaluation=self.evaluation.replace(**changes)),
+            config={**self.config, "args": {**parts, "evaluation": {**parts["evaluation"], "args": told}}},
+        )
 
     def dataset(self) -> Any:
         """The built data set; opens no file."""

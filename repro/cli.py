@@ -82,6 +82,7 @@ def parser() -> Parser:
     _dynamics_verb(verbs)
     _clean_verb(verbs)
     _check_verb(verbs)
+    _analysis_verbs(verbs)
     _data_verbs(verbs)
     _metric_verbs(verbs)
     _record_verbs(verbs)
@@ -155,6 +156,37 @@ def _table_verbs(verbs: Any) -> None:
         "--out", type=Path, metavar="FILE",
         help="FILE.png or FILE.svg, or a name without either for both (default: beside the runs)",
     )  # fmt: skip
+
+
+def _analysis_verbs(verbs: Any) -> None:
+    verb = _verb(
+        verbs, "stability", _of("stability.stability"),
+        "norms, gradients and responses of networks by the scaling of their long skips",
+        "repro stability scalelong/table1/none/cifar10-uvit-s2 scalelong/table1/ls/cifar10-uvit-s2 --scale mini",
+    )  # fmt: skip
+    verb.add_argument("cells", nargs="+", metavar="CELL")
+    verb.add_argument(
+        "--steps", type=int, default=0, metavar="N",
+        help="train N steps, in no folder of runs, and measure on the way (default: the milestones that runs have)",
+    )  # fmt: skip
+    verb.add_argument("--every", type=int, default=10, metavar="K", help="with --steps: measure every K steps (10)")
+    verb.add_argument("--seed", type=int, default=0, metavar="S", help="training seed (0)")
+    verb.add_argument("--out", type=Path, metavar="NAME", help="NAME.png, .svg, ... (default: runs/stability)")
+    _configuration(verb)
+    _folders(verb)
+    _json(verb)
+
+    verb = _verb(
+        verbs, "acceleration", _of("acceleration.acceleration"),
+        "images that each row of a table needs to reach the best score of its first row",
+        "repro acceleration scalelong/table1 --scale mini --baseline none",
+    )  # fmt: skip
+    verb.add_argument("table", metavar="TABLE")
+    verb.add_argument("--baseline", metavar="ROW", help="the row to compare with (default: the table's first)")
+    _selection(verb)
+    _configuration(verb)
+    _folders(verb)
+    _json(verb)
 
 
 def _ema_verb(verbs: Any) -> None:

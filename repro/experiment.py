@@ -20,6 +20,9 @@ from repro.diffusion.losses import EDMLoss, VELoss, VPLoss, iDDPMLoss
 from repro.diffusion.precond import EDMPrecond, Precond, VEPrecond, VPPrecond, iDDPMPrecond
 from repro.diffusion.rk45 import rk45_sampler
 from repro.diffusion.samplers import edm_sampler
+from repro.diffusion.vp_losses import NoiseLoss
+from repro.diffusion.vp_samplers import dpm_solver_sampler, dpmpp_sampler, euler_maruyama_sampler
+from repro.diffusion.vp_sde import VPDenoiser
 from repro.errors import UsageError
 from repro.metrics.protocols import (
     ADMProtocol,
@@ -29,10 +32,13 @@ from repro.metrics.protocols import (
     PytorchFIDProtocol,
 )
 from repro.models.adm import DhariwalUNet
+from repro.models.ddpm import DDPMUNet
 from repro.models.dit import DiT
 from repro.models.edm2 import EDM2UNet
+from repro.models.skips import ConstantScaling, InverseSqrt2Scaling, LearnableScaling
 from repro.models.song import SongUNet
 from repro.models.udit import UDiT
+from repro.models.uvit import UViT
 from repro.scale import Scale
 from repro.selection import Selection
 from repro.training.augment import AugmentPipe
@@ -49,7 +55,7 @@ class Trajectory:
 
     Args:
         data: the data set and how it is prepared.
-        denoiser: preconditioned network, or a `DiscreteDenoiser`, of which loss and sampler know more than `Precond`.
+        denoiser: preconditioned network, or a `DiscreteDenoiser` or `VPDenoiser`, of which loss and sampler know more.
         loss: weighted squared error a pixel, or one number an image.
         lr: learning rate as a function of images seen.
         batch: global batch in images.
@@ -67,7 +73,7 @@ class Trajectory:
     NEUTRAL = {"infinite_gradient": 1e5}
 
     data: Dataset
-    denoiser: Precond | DiscreteDenoiser
+    denoiser: Precond | DiscreteDenoiser | VPDenoiser
     loss: Callable[..., Any]
     lr: ConstantRate | InverseSqrtDecay | LinearRampup
     batch: int
@@ -92,6 +98,26 @@ class Trajectory:
             raise UsageError(
                 f"the network takes {self.denoiser.label_dim} classes, the data have {self.data.label_dim}"
             )
+        takes_text = getattr(self.denoiser, "context_shape", None) or (0, 0)
+        gives_text = (self.data.context_tokens, self.data.context_dim)
+        if takes_text != gives_text and (takes_text[0] or gives_text[0]):
+            raise UsageError(f"the network takes texts of {takes_text} tokens and width, the data have {gives_text}")
+
+
+@dataclasses.dataclass
+class Preview:
+    """How the candidates of a selection are scored, where it is not by the evaluation itself (U-ViT: FID of 10,000
+    images by another sampler). The chosen candidate is then scored by the evaluation.
+
+    Args:
+        sampler: see `Evaluation`.
+        num_samples: images a candidate; a protocol that insists on a number gets this one.
+    """
+
+    UNITS = {"num_samples": "samples"}
+
+    sampler: Callable[..., Any]
+    num_samples: int = 10_000
 
 
 AnyEMA = PostHocEMA | PowerEMA | HalfLifeEMA | ConstantEMA
@@ -129,10 +155,11 @@ class Evaluation:
         selection: which milestones and ranges are candidates, and which one is the cell's value.
         num_samples: images a range.
         guide: the network that guides the sampler, or None.
+        preview: how candidates are scored where not by this evaluation, which the chosen one alone then has.
     """
 
     UNITS = {"protocol": "protocol", "num_samples": "samples"}
-    NEUTRAL = {"guide": None}
+    NEUTRAL = {"guide": None, "preview": None}
 
     ema: AnyEMA
     sampler: Callable[..., Any]
@@ -140,6 +167,7 @@ class Evaluation:
     selection: Selection
     num_samples: int = 50_000
     guide: Guide | None = None
+    preview: Preview | None = None
 
     def __post_init__(self) -> None:
         takes_guide = "guide" in inspect.signature(self.sampler).parameters
@@ -190,6 +218,7 @@ CONFIGURABLES: Sequence[Callable[..., Any]] = (
     Experiment,
     Trajectory,
     Evaluation,
+    Preview,
     Guide,
     Execution,
     Scale,
@@ -210,24 +239,34 @@ CONFIGURABLES: Sequence[Callable[..., Any]] = (
     EDM2UNet,
     DiT,
     UDiT,
+    UViT,
+    DDPMUNet,
+    InverseSqrt2Scaling,
+    ConstantScaling,
+    LearnableScaling,
     VPPrecond,
     VEPrecond,
     iDDPMPrecond,
     EDMPrecond,
     EDM2Precond,
     DiscreteDenoiser,
+    VPDenoiser,
     VPLoss,
     VELoss,
     iDDPMLoss,
     EDMLoss,
     UncertaintyLoss,
     HybridLoss,
+    NoiseLoss,
     edm_sampler,
     ablation_sampler,
     rk45_sampler,
     edm2_sampler,
     ancestral_sampler,
     ddim_sampler,
+    euler_maruyama_sampler,
+    dpm_solver_sampler,
+    dpmpp_sampler,
     # training
     AugmentPipe,
     HalfLifeEMA,

@@ -13,9 +13,10 @@ from repro.diffusion.discrete_denoiser import DiscreteDenoiser
 from repro.diffusion.draws import StackedGenerator
 from repro.diffusion.images import to_uint8
 from repro.diffusion.precond import Precond
+from repro.diffusion.vp_sde import VPDenoiser
 
 LabelRule = Literal["random", "balanced"]
-Network = Precond | DiscreteDenoiser
+Network = Precond | DiscreteDenoiser | VPDenoiser
 
 
 class Generated(NamedTuple):
@@ -56,6 +57,7 @@ def generate(
     seeds: Sequence[int],
     *,
     labels: LabelRule = "random",
+    contexts: Callable[[Sequence[int]], Tensor] | None = None,
     batch: int = 256,
     device: torch.device | str = "cpu",
     quantise: Callable[[Tensor], Tensor] | None = None,
@@ -70,6 +72,7 @@ def generate(
         seeds: one an image.
         labels: `random`: each image's label comes from its own generator, as published; `balanced`: label = seed mod
             label_dim, which removes the noise of the class proportions. The generator is advanced equally in both.
+        contexts: of a text-conditional network the texts of some seeds, (n, tokens, width), in place of labels.
         batch: images a forward pass; moves float rounding only.
         quantise: how the sampler's images become uint8; part of the scoring protocol;
             None is `to_uint8`, EDM's.
@@ -84,7 +87,7 @@ def generate(
         part = list(seeds[start : start + batch])
         generator = StackedGenerator(part)
         latents = generator.randn((len(part), *shape), torch.float32).to(device)
-        hot = _labels(generator, part, net.label_dim, labels)
+        hot = _labels(generator, part, net.label_dim, labels) if contexts is None else contexts(part)
 
         def after(step: int, steps: int, start: int = start, count: int = len(part)) -> None:
             stop()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 from repro.config import register
 from repro.errors import UsageError
@@ -91,6 +92,16 @@ class MinimumOfRanges(FinalSnapshot):
 
 Selection = BestSnapshot | FinalSnapshot
 register(BestSnapshot, FinalSnapshot, MinimumOfRanges)  # here, not with the rest: it needs no torch
+
+
+def choose_candidate(rule: Selection, values: dict[int, float]) -> int | None:
+    """The candidate (milestone in images) with the lowest value of its preview, the first of equal ones.
+
+    None unless every candidate is there. One whose value is not finite is chosen last.
+    """
+    if any(milestone not in values for milestone in rule.milestones()):
+        return None
+    return min(rule.milestones(), key=lambda at: values[at] if math.isfinite(values[at]) else math.inf)
 
 
 def _check_positive(rule: Selection, *names: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import tomllib
 from functools import cache
@@ -18,7 +19,8 @@ class Cell:
 
     reference: metric -> the paper's value; starred: the paper evaluated published weights and did not train;
     inferred: the setting that the paper does not state ('' if none): a dagger, and no verdict against the paper;
-    reference_only: why this project cannot compute the cell ('' if it can): such a row has no Gin file.
+    reference_only: why this project cannot compute the cell ('' if it can): a row of such cells has no Gin file;
+    inferred_parts: what the row leaves open, and what the column does.
     """
 
     table: str
@@ -28,6 +30,7 @@ class Cell:
     starred: bool
     inferred: str
     reference_only: str = ""
+    inferred_parts: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -68,7 +71,8 @@ class Table:
     """A table (or numeric figure) of a paper as `tables/<paper>_<table>.toml` has it.
 
     metric: the paper's name of the metric that decides; shown: all that are printed, in order; mini_columns: the
-    columns that scales below full take by default; plot: how to draw it where it is a figure, else None.
+    columns that scales below full take by default; plot: how to draw it where it is a figure, else None; transposed:
+    whether the paper prints our columns as its rows; reference_file: the CSV that holds the paper's values, or ''.
     """
 
     name: str
@@ -84,6 +88,8 @@ class Table:
     columns: dict[str, str]
     cells: tuple[Cell, ...]
     plot: Plot | None
+    transposed: bool = False
+    reference_file: str = ""
 
     @property
     def computable(self) -> list[Cell]:
@@ -125,6 +131,10 @@ def load_table(name: str) -> Table:
 
 def _table(name: str, data: dict[str, Any]) -> Table:
     rows: dict[str, Any] = data["rows"]
+    values = _reference_csv(name, data["reference_file"], rows, data["columns"]) if "reference_file" in data else {}
+    notes: dict[str, dict[str, str]] = data.get("column_notes", {})
+    if unknown := sorted(set(notes) - set(data["columns"])):
+        raise ValueError(f"[column_notes] has no column {unknown[0]!r}")
     return Table(
         name=name,
         title=data["title"],
@@ -138,11 +148,13 @@ def _table(name: str, data: dict[str, Any]) -> Table:
         rows={row: spec["label"] for row, spec in rows.items()},
         columns=dict(data["columns"]),
         cells=tuple(
-            _cell(name, row, spec, column)
+            _cell(name, row, spec, column, values.get((row, column), {}), notes.get(column, {}))
             for row, spec in rows.items()
             for column in _columns(row, spec, data["columns"])
         ),
         plot=_plot(data["plot"], rows) if "plot" in data else None,
+        transposed=data.get("transposed", False),
+        reference_file=data.get("reference_file", ""),
     )
 
 
@@ -157,15 +169,39 @@ def _columns(row: str, spec: dict[str, Any], columns: dict[str, str]) -> list[st
     return [name for name in columns if name in cells]
 
 
-def _cell(table: str, row: str, spec: dict[str, Any], column: str) -> Cell:
+def _reference_csv(
+    table: str, name: str, rows: dict[str, Any], columns: dict[str, str]
+) -> dict[tuple[str, str], dict[str, float]]:
+    """(row, column) -> metric -> value, from the lines of a CSV beside the tables that are of this table.
+
+    Its lines have table, row, column, metric, value and source; an empty value is not known; # begins a comment.
+    """
+    text = (assets.tables_dir() / name).read_text(encoding="utf-8")
+    found: dict[tuple[str, str], dict[str, float]] = {}
+    for line in csv.DictReader(line for line in text.splitlines() if line and not line.startswith("#")):
+        if line["table"] != table:
+            continue
+        for kind, known in (("row", rows), ("column", columns)):
+            if line[kind] not in known:
+                raise ValueError(f"{name} has a {kind} {line[kind]!r} that {table} has not{suggest(line[kind], known)}")
+        if line["value"].strip():
+            found.setdefault((line["row"], line["column"]), {})[line["metric"]] = float(line["value"])
+    return found
+
+
+def _cell(
+    table: str, row: str, spec: dict[str, Any], column: str, values: dict[str, float], notes: dict[str, str]
+) -> Cell:
+    inferred = tuple(part["inferred"] for part in (spec, notes) if "inferred" in part)
     return Cell(
         table=table,
         row=row,
         column=column,
-        reference={key: float(value) for key, value in spec.get("cells", {}).get(column, {}).items()},
+        reference={key: float(value) for key, value in spec.get("cells", {}).get(column, {}).items()} | values,
         starred=column in spec.get("starred", []),
-        inferred=spec.get("inferred", ""),
-        reference_only=spec.get("reference_only", ""),
+        inferred="; ".join(inferred),
+        inferred_parts=inferred,
+        reference_only=spec.get("reference_only", "") or notes.get("reference_only", ""),
     )
 
 

@@ -32,7 +32,7 @@ def fails(capsys: pytest.CaptureFixture[str], words: list[str], code: int = 2) -
     ("words", "said"),
     [
         (["reproduec"], "unknown verb 'reproduec'; did you mean 'reproduce'?"),
-        (["xyzzy"], "unknown verb 'xyzzy'; there are list, show, diff, run, reproduce, collect, plot, check, data"),
+        (["xyzzy"], "unknown verb 'xyzzy'; there are list, show, diff, run, reproduce, collect, plot"),
         (["it's"], 'unknown verb "it\'s"'),
         ([], "VERB"),
         (["run"], "CELL"),

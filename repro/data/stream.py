@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from repro.data import remote
+from repro.data.contexts import class_contexts, empty_context
 from repro.data.draws import caption_choices, flip_coins, posterior_noise
 from repro.data.encoders import ENCODERS
 from repro.data.orders import epoch_order, make_order
@@ -44,6 +45,8 @@ class Dataset:
         window: images of a window of the order `window`.
         whole_batches: batch size, where images after an epoch's last whole batch are left out (DiT); None shows all.
         random_flip: mirror each image with probability 1/2 at each use (DiT, U-DiT and U-ViT on pixels).
+        context_tokens, context_dim: tokens and width of the texts that the network is told, 0 for none. Embedded data
+            have stand-ins for them, which follow from the class.
     """
 
     UNITS = {
@@ -52,8 +55,16 @@ class Dataset:
         "channels": "image_channels",
         "label_dim": "classes",
         "whole_batches": "batch",
+        "context_dim": "channels",
     }
-    NEUTRAL = {"order": "philox", "window": 4096, "whole_batches": None, "random_flip": False}
+    NEUTRAL = {
+        "order": "philox",
+        "window": 4096,
+        "whole_batches": None,
+        "random_flip": False,
+        "context_tokens": 0,
+        "context_dim": 0,
+    }
 
     def __init__(
         self,
@@ -66,6 +77,8 @@ class Dataset:
         window: int = 4096,
         whole_batches: int | None = None,
         random_flip: bool = False,
+        context_tokens: int = 0,
+        context_dim: int = 0,
     ) -> None:
         self.source = source
         self.resolution = resolution
@@ -76,6 +89,8 @@ class Dataset:
         self.window = window
         self.whole_batches = whole_batches
         self.random_flip = random_flip
+        self.context_tokens = context_tokens
+        self.context_dim = context_dim
         if source.form != "pixels" and (xflip or random_flip):
             raise UsageError(f"{source.name}: latents are mirrored when they are prepared, not by the Dataset")
 
@@ -115,6 +130,8 @@ class Dataset:
             manifest = load_manifest(folder)
         check_manifest(manifest, self.source, self.resolution, self.channels, folder)
         stream = ImageStream.over(self._store(folder, manifest), manifest, seed, self.view())
+        if self.context_tokens and not self.source.embedded:
+            stream.empty_context = torch.from_numpy(empty_context(folder, manifest))
         if workers:
             stream.read_ahead(workers)
         return stream
@@ -129,6 +146,8 @@ class Dataset:
             whole_batches=self.whole_batches,
             random_flip=self.random_flip,
             form=self.source.form,
+            context_shape=(self.context_tokens, self.context_dim) if self.context_tokens else None,
+            stand_in=self.source.embedded,
         )
 
     def _store(self, folder: Path, manifest: Manifest) -> Store:
@@ -156,6 +175,8 @@ class View:
     whole_batches: int | None = None
     random_flip: bool = False
     form: str = "pixels"
+    context_shape: tuple[int, int] | None = None
+    stand_in: bool = False
 
 
 class ImageStream:
@@ -192,6 +213,7 @@ class ImageStream:
         self._store = store
         self._order = make_order(view.order, self.size, seed, view.window, view.whole_batches)
         self._ahead: Prefetcher | None = None
+        self.empty_context: Tensor | None = None
 
     def batch(self, position: int, count: int) -> tuple[Tensor, Tensor | None]:
         """Samples position .. position + count - 1 of the trajectory, counted in images from its start.
@@ -229,7 +251,21 @@ class ImageStream:
             UsageError: the set has no captions.
         """
         index = self.indices(position, count) % self._store.count
+        if self.view.stand_in and self.view.context_shape:
+            labels = self._store.labels().numpy()[index]
+            return torch.from_numpy(class_contexts(labels, *self.view.context_shape))
         return self._store.contexts(index, caption_choices(self.seed, position, count)).to(torch.float32)
+
+    def contexts_of(self, seeds: Sequence[int]) -> Tensor:
+        """Texts to generate images from, (n, tokens, width) float32: of stand-ins that of class seed mod classes.
+
+        Raises:
+            MissingPrerequisite: the set has captions of its own; those to generate from are others', and not read yet.
+        """
+        if not (self.view.stand_in and self.view.context_shape):
+            raise MissingPrerequisite("captions to generate images from cannot be read yet, only those to train with")
+        classes = int(self._store.labels().max()) + 1
+        return torch.from_numpy(class_contexts(np.array(seeds) % classes, *self.view.context_shape))
 
     def indices(self, position: int, count: int) -> npt.NDArray[np.int64]:
         """(count,) int64 in 0..size-1: which image each position shows; those from N on are mirror images."""

@@ -11,10 +11,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from repro.importers import edm, edm2, udit
+from repro.importers import edm, edm2, scalelong, udit
 from repro.importers.loading import load_exactly
 
-FAMILIES: dict[str, ModuleType] = {"edm": edm, "edm2": edm2, "udit": udit}
+FAMILIES: dict[str, ModuleType] = {"edm": edm, "edm2": edm2, "udit": udit, "scalelong": scalelong}
 """Family -> its module: `describe(name, config)` gives our network, and, where keys or forms differ from ours,
 `released_key(key)` the key that we have and `check_form(net, state)` a refusal of what cannot be loaded."""
 
@@ -29,10 +29,11 @@ def family_of(family: str) -> ModuleType:
 def build(family: str, name: str, config: Mapping[str, Any], state_dict: Mapping[str, Tensor]) -> nn.Module:
     """A published network as one of ours, in evaluation mode on the CPU, float32.
 
-    family: ``edm``, ``edm2`` or ``udit`` (DiT too). name: published class name. config: published constructor
-    arguments, defaults left out. state_dict: published parameters and buffers, of any floating type; one within a
-    training checkpoint is found under its key `ema`. ValueError for an unknown name or argument, and for a key that is
-    missing, left over or of another shape (the first one is named); UsageError for weights of a fused form.
+    family: ``edm``, ``edm2``, ``scalelong`` (U-ViT) or ``udit`` (DiT too). name: published class name. config:
+    published constructor arguments, defaults left out. state_dict: published parameters and buffers, of any floating
+    type; one within a training checkpoint is found under its key `ema`. ValueError for an unknown name or argument,
+    and for a key that is missing, left over or of another shape (the first one is named); UsageError for weights of a
+    fused form.
     """
     module = family_of(family)
     described = module.describe(name, config)

@@ -35,7 +35,7 @@ class Description(NamedTuple):
         return net
 
 
-def node_of(cls: type[nn.Module], args: Mapping[str, Any]) -> Node:
+def node_of(cls: type, args: Mapping[str, Any]) -> Node:
     """A class with all of its arguments, defaults included. ValueError for one that is missing or of another type."""
     import repro.experiment  # noqa: F401  makes the configurables known; imports this package
 

@@ -48,8 +48,9 @@ def estimate(plan: Plan) -> Cost:
         trained = not resolved.imported
         runs += trained
         flops += 3 * forward * milestones[-1] * trained
-        nfe = count_nfe(build(resolved.evaluation.args["sampler"]))
-        flops += forward * nfe * resolved.evaluation.args["num_samples"] * len(job.tasks)
+        for task in job.tasks:
+            scored = task.resolve().evaluation.args
+            flops += forward * count_nfe(build(scored["sampler"])) * scored["num_samples"]
         disk += 4 * parameters * (len(milestones) * len(profiles) + 2 * (3 + len(profiles))) * trained
     return Cost(runs, flops / ASSUMED_FLOPS / 3600, disk / 1e9)
 

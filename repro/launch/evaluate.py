@@ -15,7 +15,7 @@ import io
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +72,7 @@ class Scoring:
         world: the processes that score together; they share the folder of the run.
         guide: the network that guides the sampler, likewise, or None.
         decode: (N, C, h, w) network output -> uint8 images, where the network's are latents; None for pixels.
+        contexts: of a text-conditional network the texts of some seeds.
         wait_seconds: how long rank 0 waits for a block that another rank does not deliver.
     """
 
@@ -88,6 +89,7 @@ class Scoring:
     world: World = World()
     guide: Network | None = None
     decode: Callable[[Tensor], Tensor] | None = None
+    contexts: Callable[[Sequence[int]], Tensor] | None = None
     wait_seconds: float = 3600.0
 
     def __post_init__(self) -> None:
@@ -150,6 +152,7 @@ class Scoring:
             sampler if self.guide is None else functools.partial(sampler, guide=self.guide),
             range(first, first + self._count(start)),
             labels=protocol.labels,  # type: ignore[arg-type]  # checked by the protocol
+            contexts=self.contexts,
             batch=min(self.execution.sample_batch, self.block),
             device=self.execution.device,
             quantise=self.decode or beyond_truncation(protocol.quantise),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,11 @@ from repro.config import build
 from repro.errors import CorruptData, MissingPrerequisite
 from repro.published import Imported, check_fits, import_commands, read_imported
 from repro.results.records import read_record, record_path
+from repro.selection import choose_candidate
 from repro.tables import Cell, find_cell
+
+CHOSEN = -1
+"""In place of a milestone: that of the candidate which the previews choose."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,12 +57,22 @@ class Request:
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """One evaluation to make: of a request, at a milestone (images), over a sampling range."""
+    """One evaluation to make: of a request, at a milestone (images), over a sampling range.
+
+    milestone: `CHOSEN` for the candidate that the previews choose; preview: whether this is one of those.
+    """
 
     request: Request
     evaluation_hash: str
     milestone: int
     range: int
+    preview: bool = False
+
+    def resolve(self) -> Resolved:
+        """The cell as this evaluation scores it."""
+        resolved = self.request.resolve()
+        preview = resolved.preview() if self.preview else None
+        return resolved if preview is None else preview
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,18 +152,16 @@ def make_plan(
             request = Request(cell.name, scale, tuple(bindings), seed, tuple(str(one.folder) for one in imported))
             for leg in resolved.legs:
                 wanted.setdefault(leg.trajectory_hash, []).append(request)
-            selection = resolved.selection()
-            for milestone in selection.milestones():
-                for k in range(selection.ranges):
-                    key = (resolved.evaluation_hash, milestone, k)
-                    if key in seen:
-                        continue
-                    seen.add(key)
-                    if has_record(runs, resolved, milestone, k, problems):
-                        done += 1
-                    else:
-                        task = Task(request, resolved.evaluation_hash, milestone, k)
-                        tasks.setdefault(resolved.trajectory_hash, []).append(task)
+            for scored, task in _tasks(request, resolved):
+                key = (task.evaluation_hash, task.milestone, task.range)
+                if key in seen:
+                    continue
+                seen.add(key)
+                milestone = place_of(runs, task)
+                if milestone is not None and has_record(runs, scored, milestone, task.range, problems):
+                    done += 1
+                else:
+                    tasks.setdefault(resolved.trajectory_hash, []).append(task)
     return Plan(_jobs(wanted, tasks, runs[0]), done, problems)
 
 
@@ -193,6 +205,34 @@ def _is_trained(leg: Leg, runs: Path) -> bool:
         for time in ema.times(milestone)
         for profile in ema.profiles()
     )
+
+
+def _tasks(request: Request, resolved: Resolved) -> Iterator[tuple[Resolved, Task]]:
+    """All evaluations of one replicate, each with the cell as it scores it; previews come first."""
+    selection = resolved.selection()
+    preview = resolved.preview()
+    if preview is not None:
+        for milestone in selection.milestones():
+            yield preview, Task(request, preview.evaluation_hash, milestone, 0, preview=True)
+    for milestone in selection.milestones() if preview is None else [CHOSEN]:
+        for k in range(selection.ranges):
+            yield resolved, Task(request, resolved.evaluation_hash, milestone, k)
+
+
+def place_of(runs: Sequence[Path], task: Task) -> int | None:
+    """The milestone of a task in images; None while the previews that choose it are not all there."""
+    if task.milestone != CHOSEN:
+        return task.milestone
+    resolved = task.request.resolve()
+    preview = resolved.preview()
+    assert preview is not None
+    values = {}
+    for milestone in resolved.selection().milestones():
+        for folder in runs:
+            path = record_path(folder, preview.trajectory_hash, preview.evaluation_hash, milestone, 0)
+            if milestone not in values and path.exists() and has_record([folder], preview, milestone, 0, []):
+                values[milestone] = read_record(path).metrics[preview.metric].value
+    return choose_candidate(resolved.selection(), values)
 
 
 def has_record(runs: Sequence[Path], resolved: Resolved, milestone: int, k: int, problems: list[str]) -> bool:
@@ -243,6 +283,11 @@ def check_prerequisites(
         resolved.check_guide()
         for line in missing_decoder(resolved.dataset(), folders.data, folders.weights):
             missing[line] = None
+        if resolved.dataset().context_tokens and not resolved.dataset().source.embedded:
+            missing[
+                f"{cell.name}: its images follow captions of the validation set, and this version cannot read "
+                "those to generate from"
+            ] = None
         protocol = resolved.protocol()
         for line in protocol.missing(folders.weights):
             missing[line] = None

@@ -28,7 +28,7 @@ from repro.files import make_folder, remove_leftovers, write_atomic, write_json
 from repro.importers.folders import fill
 from repro.launch.claims import Claim, Owner, acquire, how_to_release
 from repro.launch.evaluate import Scoring, identity_of
-from repro.launch.plan import Folders, Job, Request, Task, has_record, scored_without_data
+from repro.launch.plan import Folders, Job, Request, Task, has_record, place_of, scored_without_data
 from repro.pictures import write_grid
 from repro.published import BARE, Imported
 from repro.results import provenance
@@ -94,7 +94,8 @@ class Worker:
         self.world.wait()
 
     def _done(self, task: Task) -> bool:
-        return has_record(self.folders.readable, task.request.resolve(), task.milestone, task.range, [])
+        milestone = place_of(self.folders.readable, task)
+        return milestone is not None and has_record(self.folders.readable, task.resolve(), milestone, task.range, [])
 
     def _open(self, leg: Leg, execution: Execution, needed: bool) -> tuple[Trajectory, ImageStream | None]:
         """The built trajectory and its data; None where they are not needed."""
@@ -106,6 +107,8 @@ class Worker:
         if not needed:
             return trajectory, None
         stream = trajectory.data.open(self.folders.data, trajectory.seed)
+        if stream.empty_context is not None:
+            trajectory.denoiser.empty_context = stream.empty_context
         world = self.world
         stream.read_ahead(
             execution.workers, rank_slices(trajectory.batch, world.size, world.rank, execution.micro_batch)
@@ -218,7 +221,9 @@ class Worker:
         execution: Execution,
         position: tuple[int, int],
     ) -> None:
-        resolved = task.request.resolve()
+        resolved = task.resolve()
+        milestone = self.world.from_first(place_of(self.folders.readable, task) if self.world.first else None)
+        assert milestone is not None  # the previews were made before
         evaluation = build(resolved.evaluation)
         net = trajectory.denoiser.eval()
         imported = task.request.published()
@@ -226,13 +231,11 @@ class Worker:
             fill_imported(net, imported[0])
             meta = {"nimg": str(imported[0].nimg or 0), "data_manifest": stream.manifest_sha256 if stream else ""}
         else:
-            meta = evaluation.ema.load(folder, resolved.trajectory_hash, task.milestone, net)
+            meta = evaluation.ema.load(folder, resolved.trajectory_hash, milestone, net)
             self._check_manifest(folder, meta, stream)
         guide = self._guide(resolved, evaluation, stream, execution, imported)
         decode = self._decoder(trajectory, execution)
-        path = record_path(
-            self.folders.runs, resolved.trajectory_hash, resolved.evaluation_hash, task.milestone, task.range
-        )
+        path = record_path(self.folders.runs, resolved.trajectory_hash, resolved.evaluation_hash, milestone, task.range)
         first = task.range * evaluation.num_samples
 
         def progress(done: int, total: int) -> None:
@@ -261,6 +264,7 @@ class Worker:
             self.world,
             guide,
             decode,
+            stream.contexts_of if stream is not None and stream.view.context_shape else None,
         )
         scored = scoring.run()
         if scored is None:
@@ -275,7 +279,7 @@ class Worker:
             evaluation_hash=resolved.evaluation_hash,
             config=resolved.config,
             seed=resolved.seed,
-            milestone_nimg=task.milestone,
+            milestone_nimg=milestone,
             nimg=int(meta["nimg"]),
             range=task.range,
             first_seed=first,

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from repro.models.layers import Conv2d, GroupNorm, Init, Linear, PositionalEmbedding, UNetBlock
+from repro.models.skips import SkipScaling
 
 
 class DhariwalUNet(nn.Module):
@@ -20,6 +21,7 @@ class DhariwalUNet(nn.Module):
     attn_resolutions: resolutions with self-attention, one head for every full channels_per_head channels (none where
         there is no such head).
     clip_act: limit of the absolute values that leave a block; None for none. EDM2 has 256 wherever it uses float16.
+    skip_scaling: scaling of the long skips; None for none.
     """
 
     UNITS: ClassVar[dict[str, str]] = {
@@ -32,7 +34,7 @@ class DhariwalUNet(nn.Module):
         "channels_per_head": "head_channels",
         "label_dim": "classes",
     }
-    NEUTRAL: ClassVar[dict[str, Any]] = {"channels_per_head": 64, "clip_act": None}
+    NEUTRAL: ClassVar[dict[str, Any]] = {"channels_per_head": 64, "clip_act": None, "skip_scaling": None}
 
     def __init__(
         self,
@@ -50,6 +52,7 @@ class DhariwalUNet(nn.Module):
         label_dropout: float = 0.0,
         channels_per_head: int = 64,
         clip_act: float | None = None,
+        skip_scaling: SkipScaling | None = None,
     ) -> None:
         super().__init__()
         self.img_resolution = img_resolution
@@ -80,9 +83,10 @@ class DhariwalUNet(nn.Module):
         init_label = Init("kaiming_normal", weight=math.sqrt(label_dim))
         self.map_label = Linear(label_dim, emb_channels, bias=False, init=init_label) if label_dim else None
         skips = self._build_encoder(init)
-        channels = self._build_decoder(skips)
+        channels = self._build_decoder(list(skips))
         self.out_norm = GroupNorm(channels)
         self.out_conv = Conv2d(channels, out_channels, 3, init=init_zero)
+        self.se = None if skip_scaling is None else skip_scaling.over_channels(skips)
 
     def _block(self, in_channels: int, out_channels: int, attention: bool = False, **resampling: Any) -> UNetBlock:
         heads = out_channels // self._channels_per_head if attention else 0
@@ -140,7 +144,9 @@ class DhariwalUNet(nn.Module):
             skips.append(x)
         for name, block in self.dec.items():
             if "block" in name:
-                x = torch.cat([x, skips.pop()], dim=1)
+                number = len(skips)
+                skip = skips.pop()
+                x = torch.cat([x, skip if self.se is None else self.se(skip, number)], dim=1)
             x = block(x, emb)
         output: Tensor = self.out_conv(F.silu(self.out_norm(x)))
         return output

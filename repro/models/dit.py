@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from repro.errors import UsageError
 from repro.models.dit_layers import (
     XAVIER,
     ZERO,
@@ -22,6 +23,7 @@ from repro.models.dit_layers import (
     split_heads,
 )
 from repro.models.layers import Linear
+from repro.models.skips import SkipScaling
 
 
 class Size(NamedTuple):
@@ -127,6 +129,7 @@ class DiT(nn.Module):
         mlp_ratio: hidden width of the MLPs over the network's.
         class_dropout: probability with which training drops a label; 0 also leaves the null class out of the table.
         learn_sigma: twice as many output channels, the second half for the variance.
+        skip_scaling: there is nothing to scale: UsageError for any.
     """
 
     UNITS: ClassVar[dict[str, str]] = {
@@ -136,6 +139,7 @@ class DiT(nn.Module):
         "depth": "blocks",
         "head_channels": "head_channels",
     }
+    NEUTRAL: ClassVar[dict[str, Any]] = {"skip_scaling": None}
     label_draws = 1
     """Embedders that drop labels, each with a draw of its own."""
 
@@ -151,8 +155,11 @@ class DiT(nn.Module):
         mlp_ratio: float = 4.0,
         class_dropout: float = 0.1,
         learn_sigma: bool = True,
+        skip_scaling: SkipScaling | None = None,
     ) -> None:
         super().__init__()
+        if skip_scaling is not None:
+            raise UsageError(f"DiT has no long skips, to which {skip_scaling.label} could apply")
         check_divisible("a latent", [img_resolution], patch_size, "the patch")
         width = num_heads * head_channels
         self.img_resolution = img_resolution

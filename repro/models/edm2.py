@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +26,7 @@ from repro.models.edm2_layers import (
     sum_factors,
 )
 from repro.models.layers import dropout
+from repro.models.skips import SkipScaling
 
 CHANNELS_LAST_BELOW = 64
 """On a CPU convolutions of few channels are faster with channels last (a step by a seventh); of many not."""
@@ -210,6 +211,7 @@ class EDM2UNet(nn.Module):
             learned_gains: see `BlockOptions`.
         mp_fourier: Fourier features of unit magnitude (sqrt(2) cos).
         group_norm: blocks with group norm, a second layer of the embedding and a norm before the output (C to E).
+        skip_scaling: scaling of the long skips, before their magnitude-preserving concatenation; None for none.
     """
 
     UNITS: ClassVar[dict[str, str]] = {
@@ -221,6 +223,7 @@ class EDM2UNet(nn.Module):
         "channels_per_head": "head_channels",
         "label_dim": "classes",
     }
+    NEUTRAL: ClassVar[dict[str, Any]] = {"skip_scaling": None}
 
     def __init__(
         self,
@@ -246,6 +249,7 @@ class EDM2UNet(nn.Module):
         mp_fourier: bool = True,
         learned_gains: bool = True,
         group_norm: bool = False,
+        skip_scaling: SkipScaling | None = None,
     ) -> None:
         super().__init__()
         self.img_resolution = img_resolution
@@ -272,9 +276,10 @@ class EDM2UNet(nn.Module):
         self.emb_second = MPConv(emb_channels, emb_channels, weights=weights) if group_norm else None
         self.emb_label = MPConv(label_dim, emb_channels, weights=weights) if label_dim else None
         skips = self._build_encoder()
-        channels = self._build_decoder(skips)
+        channels = self._build_decoder(list(skips))
         self.out_norm = PlainGroupNorm(channels) if group_norm else None
         self.out_conv = MPConv(channels, img_channels, 3, weights=weights)
+        self.se = None if skip_scaling is None else skip_scaling.over_channels(skips)
 
     def _block(
         self, c_in: int, c_out: int, decoder: bool, mode: ResampleMode = "keep", attention: bool = False
@@ -333,7 +338,9 @@ class EDM2UNet(nn.Module):
             skips.append(x)
         for name, block in self.dec.items():
             if "block" in name:
-                x = mp_cat(x, skips.pop(), t=self.concat_balance)
+                number = len(skips)
+                skip = skips.pop()
+                x = mp_cat(x, skip if self.se is None else self.se(skip, number), t=self.concat_balance)
             x = block(x, emb)
         if self.out_norm is not None:
             x = F.silu(self.out_norm(x))

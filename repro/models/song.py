@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from repro.models.layers import Conv2d, FourierEmbedding, GroupNorm, Init, Linear, PositionalEmbedding, UNetBlock
+from repro.models.skips import SkipScaling
 
 EMBEDDINGS = ("positional", "fourier")
 ENCODERS = ("standard", "skip", "residual")
@@ -33,6 +34,7 @@ class SongUNet(nn.Module):
     img_resolution: pixels of a side, divisible by 2 ** (len(channel_mult) - 1).
     attn_resolutions: resolutions whose blocks have self-attention; the lowest resolution always has one such block.
     augment_dim: width of the augmentation labels, 0 without them.
+    skip_scaling: scaling of the long skips (not the factor within blocks); None for none.
     """
 
     UNITS: ClassVar[dict[str, str]] = {
@@ -44,6 +46,7 @@ class SongUNet(nn.Module):
         "num_blocks": "blocks",
         "attn_resolutions": "resolution",
     }
+    NEUTRAL: ClassVar[dict[str, Any]] = {"skip_scaling": None}
 
     def __init__(
         self,
@@ -64,6 +67,7 @@ class SongUNet(nn.Module):
         encoder_type: str = "standard",
         decoder_type: str = "standard",
         resample_filter: Sequence[int] = (1, 1),
+        skip_scaling: SkipScaling | None = None,
     ) -> None:
         super().__init__()
         self.img_resolution = img_resolution
@@ -95,7 +99,8 @@ class SongUNet(nn.Module):
         }
         self._build_mapping(model_channels * channel_mult_noise, model_channels * channel_mult_emb)
         skips = self._build_encoder(model_channels)
-        self._build_decoder(skips)
+        self._build_decoder(list(skips))
+        self.se = None if skip_scaling is None else skip_scaling.over_channels(skips)
 
     def _build_mapping(self, noise_channels: int, emb_channels: int) -> None:
         """Noise, label and augmentation embeddings and the two layers on top."""
@@ -221,7 +226,9 @@ class SongUNet(nn.Module):
                 output = image if output is None else output + image
             else:
                 if "block" in name:
-                    x = torch.cat([x, skips.pop()], dim=1)
+                    number = len(skips)
+                    skip = skips.pop()
+                    x = torch.cat([x, skip if self.se is None else self.se(skip, number)], dim=1)
                 x = module(x, emb)
         assert output is not None
         return output

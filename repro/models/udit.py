@@ -23,6 +23,7 @@ from repro.models.dit_layers import (
     modulate,
     modulation_head,
 )
+from repro.models.skips import SkipScaling
 from repro.models.udit_layers import FeedForwardKind, ReparameterisedFeedForward, TokenAttention, feed_forward
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -155,6 +156,7 @@ class UDiT(nn.Module):
         class_dropout: probability with which training drops a label, drawn anew for each of the three embedders; 0 also
             leaves the null class out of the tables.
         learn_sigma: twice as many output channels, the second half for the variance.
+        skip_scaling: scaling of the two long skips; None for none.
     """
 
     UNITS: ClassVar[dict[str, str]] = {
@@ -164,6 +166,7 @@ class UDiT(nn.Module):
         "depth": "blocks",
         "head_channels": "head_channels",
     }
+    NEUTRAL: ClassVar[dict[str, Any]] = {"skip_scaling": None}
     label_draws = 3
     """Embedders that drop labels, each with a draw of its own."""
 
@@ -184,6 +187,7 @@ class UDiT(nn.Module):
         ffn: FeedForwardKind = "reparameterised",
         class_dropout: float = 0.1,
         learn_sigma: bool = True,
+        skip_scaling: SkipScaling | None = None,
     ) -> None:
         super().__init__()
         self.img_resolution = img_resolution
@@ -200,7 +204,9 @@ class UDiT(nn.Module):
         self._options = BlockOptions(
             num_heads, mlp_ratio, down_kernel, down_shortcut, cosine_attention, rope, ffn
         )  # fmt: skip
-        self._build(num_heads * head_channels)
+        width = num_heads * head_channels
+        self._build(width)
+        self.se = None if skip_scaling is None else skip_scaling.over_channels([width, 2 * width])
 
     def _build(self, width: int) -> None:
         """All layers in the published order. width: channels of the first level."""
@@ -243,12 +249,16 @@ class UDiT(nn.Module):
         skip1 = _run(self.encoder_level_1, self.x_embedder(x), c1)
         skip2 = _run(self.encoder_level_2, self.down1_2(skip1), c2)
         h = _run(self.latent, self.down2_3(skip2), c3)
-        h = self.reduce_chan_level2(torch.cat([self.up3_2(h), skip2], dim=1))
+        h = self.reduce_chan_level2(torch.cat([self.up3_2(h), self._scaled(skip2, 2)], dim=1))
         h = _run(self.decoder_level_2, h, c2)
-        h = self.reduce_chan_level1(torch.cat([self.up2_1(h), skip1], dim=1))
+        h = self.reduce_chan_level1(torch.cat([self.up2_1(h), self._scaled(skip1, 1)], dim=1))
         h = _run(self.decoder_level_1, h, c2)
         out: Tensor = self.final_layer(self.output(h), c2)
         return out
+
+    def _scaled(self, skip: Tensor, number: int) -> Tensor:
+        scaled: Tensor = skip if self.se is None else self.se(skip, number)
+        return scaled
 
     def _condition(self, index: int, t: Tensor, y: Tensor | None, drop: Tensor | None) -> Tensor:
         """Embedding of one scale: (N, channels of the scale) float32."""

@@ -15,6 +15,7 @@ from repro.results.records import Record, read_all
 from repro.results.references import load_references
 from repro.results.sizes import SIZES, sizes
 from repro.results.statistics import Outcome, against_paper, against_replicates
+from repro.selection import choose_candidate
 from repro.tables import Cell, Table
 
 if TYPE_CHECKING:
@@ -39,7 +40,8 @@ MARKS = (STALE,)
 class Replicate:
     """One training seed's value of a cell, and which candidate the selection rule chose.
 
-    over_ranges: the values of all ranges at the chosen milestone, by range.
+    over_ranges: the values of all ranges at the chosen milestone, by range; curve: (milestone in images, preview) of
+    every candidate, where previews choose.
     """
 
     seed: int
@@ -52,6 +54,7 @@ class Replicate:
     manifest: str
     metrics: dict[str, float]
     over_ranges: tuple[float, ...]
+    curve: tuple[tuple[int, float], ...] = ()
 
     def value_of(self, name: str) -> float:
         """A metric of the chosen record, or its NFE; nan where it has none of this name."""
@@ -189,6 +192,9 @@ def collect(
     for name, base in chosen.items():
         for seed in seeds:
             owners[base.with_seed(seed).evaluation_hash].append((name, seed))
+        if (preview := base.preview()) is not None:
+            for seed in seeds:
+                owners[preview.with_seed(seed).evaluation_hash].append((previews_of(name), seed))
     imported = _imported(records, chosen, scale)
     for (name, _), base in imported.items():
         owners[base.evaluation_hash].append((name, IMPORTED_SEED))
@@ -276,6 +282,10 @@ def _of_imported(given: Resolved, by_cell: dict[tuple[str, int], list[Record]]) 
 def _result(base: Resolved, by_cell: dict[tuple[str, int], list[Record]], seeds: Sequence[int]) -> CellResult:
     metric = base.metric
     result = CellResult(base.cell, metric, [], [], base.metrics)
+    if base.preview() is not None:
+        _choose_by_preview(result, base, by_cell, seeds)
+        _explain(result, base)
+        return result
     selection = base.selection()
     wanted = len(selection.milestones()) * selection.ranges
     for seed in seeds:
@@ -295,6 +305,36 @@ def _result(base: Resolved, by_cell: dict[tuple[str, int], list[Record]], seeds:
         result.replicates.append(_replicate(record, values[choice], wanted, over_ranges))
     _explain(result, base)
     return result
+
+
+def previews_of(cell: str) -> str:
+    """Under what name the previews of a cell are kept apart from its evaluation."""
+    return f"{cell} (previews)"
+
+
+def _choose_by_preview(
+    result: CellResult, base: Resolved, by_cell: dict[tuple[str, int], list[Record]], seeds: Sequence[int]
+) -> None:
+    """The replicates of a cell whose candidates are scored by previews: the evaluation of the chosen one."""
+    selection, metric = base.selection(), base.metric
+    for seed in seeds:
+        previews = by_cell.get((previews_of(base.cell.name), seed), [])
+        finals = by_cell.get((base.cell.name, seed), [])
+        if not previews and not finals:
+            continue
+        scored = {r.milestone_nimg: r.metrics[metric].value for r in previews if metric in r.metrics}
+        chosen = choose_candidate(selection, scored)
+        final = {r.range: r for r in finals if r.milestone_nimg == chosen and math.isfinite(r.metrics[metric].value)}
+        manifests = {record.data_manifest_sha256 for record in (*previews, *finals)}
+        if chosen is None or len(final) < selection.ranges or len(manifests) > 1:
+            count = len(selection.milestones())
+            why = f"{len(scored)} of {count} previews, {len(final)} of {selection.ranges} evaluations of the chosen one"
+            result.notes.append(f"seed {seed}: {'on several data manifests' if len(manifests) > 1 else why}")
+            continue
+        over_ranges = tuple(final[k].metrics[metric].value for k in range(selection.ranges))
+        best = over_ranges.index(min(over_ranges))
+        replicate = _replicate(final[best], over_ranges[best], len(scored), over_ranges)
+        result.replicates.append(dataclasses.replace(replicate, curve=tuple(sorted(scored.items()))))
 
 
 def _replicate(record: Record, value: float, candidates: int, over_ranges: tuple[float, ...]) -> Replicate:

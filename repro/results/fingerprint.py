@@ -7,8 +7,8 @@ the way from data to a score moves at least one number:
     schedule, milestones    learning rate and EMA decay at five points of training, and where the cell looks
     data, images, draws     which images the first steps see, and the streams of randomness
     init                    size of the weights of a fresh network
-    loss_*, optimizer, augment, denoiser, process, sampler_*, scores
-                            single parts on their own (see `repro.results.probes` and `discrete_probes`)
+    loss_*, optimizer, augment, denoiser, process, skips, sampler_*, preview_*, scores
+                            single parts on their own (see `repro.results.probes`, `discrete_probes` and `vp_probes`)
     losses, grad_norms, applied_norms, update, ema_update
                             three whole steps: losses, gradients before and after clipping, moves of weights and EMA
     labels, latents, pixels, quantised
@@ -36,10 +36,11 @@ from repro.config import build
 from repro.data.stream import ImageStream
 from repro.diffusion.discrete_denoiser import DiscreteDenoiser
 from repro.diffusion.draws import StepDraws
+from repro.diffusion.vp_sde import VPDenoiser
 from repro.experiment import Evaluation, Execution, Trajectory
 from repro.launch.work import build_trajectory
 from repro.metrics.quantise import beyond_truncation
-from repro.results import discrete_probes, probes
+from repro.results import discrete_probes, probes, vp_probes
 from repro.sampling import Network, generate
 from repro.training.loop import Tracked, Trainer
 
@@ -51,7 +52,7 @@ STEPS_RTOL, TIGHT_RTOL, EXACT_RTOL = 5e-4, 1e-4, 1e-7
 TOLERANCES = {
     **dict.fromkeys(("losses", "grad_norms", "applied_norms", "update", "ema_update"), STEPS_RTOL),
     **dict.fromkeys(("schedule", "init", "draws", "optimizer", "augment", "denoiser", "latents"), TIGHT_RTOL),
-    **dict.fromkeys(("process", "loss_value", "sampler_path"), TIGHT_RTOL),
+    **dict.fromkeys(("process", "loss_value", "sampler_path", "preview_path", "skips"), TIGHT_RTOL),
     **dict.fromkeys(("sampler_sigma", "sampler_end"), EXACT_RTOL),
 }
 
@@ -80,7 +81,7 @@ def fingerprint(resolved: Resolved, data_dir: Path, shared: Shared | None = None
             "milestones": [len(selection.milestones()), selection.milestones()[-1], selection.ranges],
             **path,
             "scores": probes.scores(evaluation.protocol, stream),
-            **_pixels(evaluation, net),
+            **_pixels(evaluation, net, stream),
         }
 
 
@@ -127,6 +128,9 @@ def _network(trajectory: Trajectory) -> dict[str, Any]:
     if isinstance(net, DiscreteDenoiser):
         found = discrete_probes.losses(trajectory.loss, net)
         return {**found, "process": discrete_probes.process(net), "denoiser": discrete_probes.denoiser(net)}
+    if isinstance(net, VPDenoiser):
+        found = {"process": vp_probes.process(net), "skips": vp_probes.skips(net)}
+        return {**vp_probes.losses(trajectory.loss, net), **found, "denoiser": vp_probes.denoiser(net)}
     return {**probes.noise_levels(trajectory.loss), "denoiser": probes.denoiser(net)}
 
 
@@ -134,6 +138,12 @@ def _path(evaluation: Evaluation, net: Network) -> dict[str, Any]:
     """The sampler on its own."""
     if isinstance(net, DiscreteDenoiser):
         return discrete_probes.sampler(evaluation.sampler, net)
+    if isinstance(net, VPDenoiser):
+        found = vp_probes.sampler(evaluation.sampler, net)
+        if evaluation.preview is not None:
+            preview = vp_probes.sampler(evaluation.preview.sampler, net)
+            found |= {name.replace("sampler", "preview"): values for name, values in preview.items()}
+        return found
     return probes.sampler(evaluation.sampler, net, guided=evaluation.guide is not None)
 
 
@@ -180,14 +190,16 @@ def _training(
     return found
 
 
-def _pixels(evaluation: Evaluation, net: Network) -> dict[str, Any]:
+def _pixels(evaluation: Evaluation, net: Network, stream: ImageStream) -> dict[str, Any]:
     """Two images as an evaluation makes them: labels, noise, and means, spreads and first row before quantisation."""
     seen: dict[str, Any] = {}
+    texts = stream.contexts_of if stream.view.context_shape else None
 
     def sampler(net: Any, latents: Tensor, labels: Tensor | None, *rest: Any) -> Tensor:
         images = evaluation.sampler(net, latents, labels, *rest)
         seen["latents"] = latents.flatten()[:4].tolist()
-        seen["labels"] = [] if labels is None else labels.argmax(1).tolist()
+        told = labels if labels is None or texts else labels.argmax(1)
+        seen["labels"] = [] if told is None else told.flatten()[:4].tolist()
         seen["pixels"] = images[0, 0, 0].tolist()
         seen["pixel_mean"] = images.mean(dim=(1, 2, 3)).tolist()
         seen["pixel_sd"] = images.std(dim=(1, 2, 3)).tolist()
@@ -196,7 +208,7 @@ def _pixels(evaluation: Evaluation, net: Network) -> dict[str, Any]:
 
     rule: Any = evaluation.protocol.labels
     quantise = beyond_truncation(evaluation.protocol.quantise)
-    quantised = generate(net.eval(), sampler, [3, 11], labels=rule, quantise=quantise).images
+    quantised = generate(net.eval(), sampler, [3, 11], labels=rule, contexts=texts, quantise=quantise).images
     return {**seen, "quantised": zlib.crc32(quantised.numpy().tobytes())}
 
 
@@ -205,6 +217,8 @@ def _draws(stream: ImageStream, seed: int, batch: int) -> list[float]:
     draws = StepDraws(seed, 0, batch, 0, batch)
     labels = stream.batch(0, batch)[1]
     first = [] if labels is None else labels[:8].tolist()
+    if stream.view.context_shape:
+        first = stream.contexts(0, batch)[:4, 0, 0].tolist()
     return [float(draws.randn((batch, 1), "noise")[0]), float(draws.rand((batch, 1), "sigma")[0]), *first]
 
 

@@ -12,6 +12,7 @@ from tabulate import tabulate
 from repro.results.collect import REFERENCE_ONLY, CellResult, Collection, mean_and_sd, row_of
 from repro.results.picture import svg
 from repro.results.sizes import SIZES
+from repro.tables import Cell
 
 FORMATS = ("md", "latex", "html", "csv", "json", "svg")
 DAGGER = "†"
@@ -46,14 +47,18 @@ def cells_of(collection: Collection) -> tuple[list[str], list[list[str]]]:
     """(headers, body) of the table as text: in every column ours and the paper's value of each metric shown."""
     table = collection.table
     found = {(result.cell.row, result.cell.column): result for result in collection.cells}
-    columns = [name for name in table.columns if any(key[1] == name for key in found)]
+    across, down = table.columns, table.rows
+    if table.transposed:
+        across, down = down, across
+        found = {(column, row): result for (row, column), result in found.items()}
+    columns = [name for name in across if any(key[1] == name for key in found)]
     headers = [""]
     for name in columns:
         for index, metric in enumerate(table.shown):
             own = collection.own_name(metric)
-            headers += [f"{table.columns[name]}: {own}" if index == 0 else own, f"paper's {metric}"]
+            headers += [f"{across[name]}: {own}" if index == 0 else own, f"paper's {metric}"]
     body = []
-    for row, label in table.rows.items():
+    for row, label in down.items():
         results = [found.get((row, name)) for name in columns]
         if any(results):
             pairs = (pair(collection, result, metric) for result in results for metric in table.shown)
@@ -103,19 +108,24 @@ def notes(collection: Collection) -> list[str]:
     """What a reader must know: how values were chosen, marks, missing cells, unused files; equal reasons together."""
     table = collection.table
     lines = [f"The paper's value: {table.chosen}."]
+    if table.reference_file:
+        known = sum(table.metric in cell.reference for cell in table.cells)
+        lines.append(
+            f"{known} of the table's {len(table.cells)} cells have a reference; whoever has the paper fills in the "
+            f"others in tables/{table.reference_file}."
+        )
     ranges = sorted({result.over_ranges[2] for result in collection.cells if result.over_ranges[2] > 1})
     if ranges:
         each = " or ".join(map(str, ranges))
         lines.append(f"In brackets: mean and sd over the {each} ranges of which our value is the minimum.")
     if shown := [name for name in SIZES if name in table.shown]:
         lines.append(f"{' and '.join(shown)}: of the network at full scale, counted; a guide is not.")
-    inferred: dict[str, list[str]] = {}
+    inferred: dict[str, list[Cell]] = {}
     for result in collection.cells:
-        if result.cell.inferred:
-            inferred.setdefault(result.cell.inferred, []).append(result.cell.row)
-    for reason, rows in inferred.items():
-        names = ", ".join(sorted({row.upper() if len(row) == 1 else row for row in rows}))
-        lines.append(f"{DAGGER} {names}: inferred setting, no verdict against the paper: {reason}.")
+        for reason in result.cell.inferred_parts:
+            inferred.setdefault(reason, []).append(result.cell)
+    for reason, cells in inferred.items():
+        lines.append(f"{DAGGER} {_named(collection, cells)}: inferred setting, no verdict against the paper: {reason}.")
     if any(result.cell.starred for result in collection.cells):
         lines.append(f"{STAR} {table.starred}")
     if any(result.imported for result in collection.cells):
@@ -135,6 +145,16 @@ def _trained(collection: Collection) -> str:
     """Which values are of weights that were trained here, in a table where some are not."""
     trained = [f"{r.cell.row}/{r.cell.column}" for r in collection.cells if r.replicates and not r.imported]
     return f"Trained here: {', '.join(trained) or 'no cell; values marked imported are of published weights'}."
+
+
+def _named(collection: Collection, cells: list[Cell]) -> str:
+    """Names of some cells: their rows, where they are all that is shown of these, else their columns or their own."""
+    shown = [result.cell for result in collection.cells]
+    for part in ("row", "column"):
+        names = {getattr(cell, part) for cell in cells}
+        if len(cells) == sum(getattr(cell, part) in names for cell in shown):
+            return ", ".join(sorted(name.upper() if len(name) == 1 else name for name in names))
+    return ", ".join(f"{cell.row}/{cell.column}" for cell in cells)
 
 
 def as_json(collection: Collection, lines: list[str]) -> dict[str, Any]:

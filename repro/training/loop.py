@@ -252,6 +252,8 @@ class Trainer:
         if labels is not None:
             hot = functional.one_hot(labels, self.net.label_dim).float().to(self.device)
             hot = drop_labels(hot, float(getattr(self.net.model, "label_dropout", 0.0)), draws)
+        elif self.stream.view.context_shape is not None:
+            hot = self.stream.contexts(step * batch + start, count).to(self.device)
         # Latents come as the network sees them; pixels as they are stored.
         images = from_uint8(images) if images.dtype == torch.uint8 else images
         return MicroBatch(images.to(self.device), hot, draws)

@@ -13,6 +13,7 @@ import runners_loss
 import runners_metrics
 import runners_network
 import runners_sampler
+import runners_scalelong
 import runners_udit
 import runners_udit_diffusion
 from harness import Case, Runner, find_cases
@@ -25,6 +26,7 @@ RUNNERS: dict[tuple[str, str], Runner] = {
     **runners_sampler.RUNNERS,
     **runners_augment.RUNNERS,
     **runners_udit.RUNNERS,
+    **runners_scalelong.RUNNERS,
     **runners_udit_diffusion.RUNNERS,
     **runners_data.RUNNERS,
     **runners_metrics.RUNNERS,

@@ -1,0 +1,77 @@
+"""`repro stability`: what the scaling of long skips does to norms, gradients and responses of networks."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import json
+import math
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from tabulate import tabulate
+
+from repro.cells import resolve
+from repro.errors import UsageError
+from repro.files import make_folder, write_atomic
+from repro.verbs.computing import computable_cell, folders
+
+
+def stability(options: argparse.Namespace) -> int:
+    """Measure cells, fresh, in training, or trained; print the table, write figure and tables."""
+    from repro.results import stability_report
+    from repro.results.plotting import as_bytes
+
+    if options.steps < 0 or options.every < 1:
+        raise UsageError("--steps must be 0 or more, --every 1 or more")
+    where = folders(options, write=False)
+    cells = [resolve(computable_cell(name), options.scale, options.gin, seed=options.seed) for name in options.cells]
+    curves = [stability_report.study(cell, where, steps=options.steps, every=options.every, say=_say) for cell in cells]
+    if sys.stderr.isatty():
+        print("\r\033[K", end="", file=sys.stderr)
+    table, layers = stability_report.rows(curves), stability_report.layers(curves)
+    related = stability_report.correlations(curves)
+    target = options.out or where.runs / "stability"
+    make_folder(target.parent)
+    figure = stability_report.draw(curves)
+    contents = {f".{form}": as_bytes(figure, form) for form in ("png", "svg")}
+    contents |= {".cells.csv": _csv(table), ".layers.csv": _csv(layers)}
+    if options.json:
+        print(json.dumps({"cells": _plain(table), "layers": _plain(layers), "correlations": _plain(related)}, indent=1))
+    else:
+        for lines in (table, layers):
+            print(tabulate(lines, headers="keys", tablefmt="github", floatfmt=".4g", missingval=""), end="\n\n")
+        for name, value in related.items():
+            shown = "not defined for these cells" if math.isnan(value) else f"{value:.2f}"
+            print(f"- rank correlation over the cells of the fresh sum of kappa^2 with {name}: {shown}")
+        fresh = [curve.cell for curve in curves if len(curve.points) == 1]
+        if fresh:
+            print(f"- fresh networks alone, no weights of a run are there: {', '.join(fresh)}")
+    for suffix, content in contents.items():
+        write_atomic(target.with_name(target.name + suffix), content)
+        print(target.with_name(target.name + suffix), file=sys.stderr)
+    return 0
+
+
+def _say(line: str) -> None:
+    if sys.stderr.isatty():
+        print(f"\r\033[K{line}", end="", file=sys.stderr, flush=True)
+
+
+def _csv(lines: Sequence[dict[str, Any]]) -> bytes:
+    stream = io.StringIO()
+    writer = csv.DictWriter(stream, list(lines[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
+    return stream.getvalue().encode()
+
+
+def _plain(value: Any) -> Any:
+    """The same with null for nan, which JSON does not have."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
