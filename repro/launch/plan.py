@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from repro.cells import Resolved, resolve
+from repro.cells import Resolved, resolve, resolve_text
 from repro.errors import CorruptData, MissingPrerequisite
 from repro.results.records import read_record, record_path
 from repro.tables import Cell, find_cell
@@ -29,14 +29,20 @@ class Folders:
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """One replicate of a cell, in words that a worker can resolve anew."""
+    """One replicate of a cell, in words that a worker can resolve anew.
+
+    text: the whole configuration, where later edits of the files must not reach the worker; '' reads the files.
+    """
 
     cell: str
     scale: str
     bindings: tuple[str, ...]
     seed: int
+    text: str = ""
 
     def resolve(self) -> Resolved:
+        if self.text:
+            return resolve_text(find_cell(self.cell), self.text, seed=self.seed)
         return resolve(find_cell(self.cell), self.scale, self.bindings, seed=self.seed)
 
 

@@ -9,9 +9,10 @@ import json
 import os
 import shutil
 import socket
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -36,6 +37,9 @@ from repro.training.distributed import World
 from repro.training.loop import Interrupted, Tracked, Trainer
 
 Report = Callable[[dict[str, Any]], None]
+Stage = Literal["all", "train", "evaluate"]
+CLAIM_SECONDS = 5.0
+"""How often a process looks whether its claims still hold."""
 TRAINING_SHARE = 0.75
 """Part of a job's progress bar that training takes; sampling and scoring take the rest."""
 
@@ -55,9 +59,15 @@ class Worker:
     report: Report = lambda event: None
     stop: Callable[[], bool] = lambda: False
     world: World = World()
+    _claims: list[Claim] = dataclasses.field(default_factory=list, init=False)
+    _looked: float = dataclasses.field(default=0.0, init=False)
 
-    def run(self, job: Job) -> str | None:
-        """Do a job. None when it is done; nothing is done where a living owner holds its trajectory, which is named."""
+    def run(self, job: Job, stage: Stage = "all") -> str | None:
+        """Do a job, or one stage of it. None when it is done; else the living owner of what another process works on.
+
+        Of a claimed trajectory nothing is done. Of claimed evaluations the others are done; evaluating needs no claim
+        on the trajectory, so that several processes can share its evaluations.
+        """
         resolved = job.wanted[0].resolve()
         if resolved.trajectory_hash != job.trajectory_hash:
             raise UsageError(
@@ -66,23 +76,57 @@ class Worker:
             )
         execution = settle(build(resolved.execution), self.world)
         folder = make_folder(self.folders.runs / resolved.run)
-        claim = acquire(folder) if self.world.first else None
-        owner = self.world.from_first(_say(claim, folder) if isinstance(claim, Owner) else None)
-        if owner is not None:
-            return str(owner)
-        with claim if isinstance(claim, Claim) else contextlib.nullcontext():
-            self._work(job, resolved, folder, execution)
-        return None
+        if stage == "evaluate":
+            return self._work(job, resolved, folder, execution, stage)
+        with self._claimed(folder) as owner:
+            return owner or self._work(job, resolved, folder, execution, stage)
 
-    def _work(self, job: Job, resolved: Resolved, folder: Path, execution: Execution) -> None:
+    def _work(self, job: Job, resolved: Resolved, folder: Path, execution: Execution, stage: Stage) -> str | None:
         pending: list[Task] = self.world.from_first([t for t in job.tasks if not self._done(t)])
         if not pending:
-            return
+            return None
         trajectory, stream = self._open(resolved, execution)
-        self._train(job, resolved, trajectory, stream, folder, execution)
-        for index, task in enumerate(pending):
-            self._evaluate(task, trajectory, stream, folder, execution, (index, len(pending)))
+        if stage != "evaluate":
+            self._train(job, resolved, trajectory, stream, folder, execution)
+        busy = None
+        for index, task in enumerate(pending if stage != "train" else ()):
+            with self._claimed(make_folder(self._record(task).parent)) as owner:
+                if owner is not None:
+                    busy = owner
+                elif not self.world.from_first(self._done(task)):
+                    self._evaluate(task, trajectory, stream, folder, execution, (index, len(pending)))
         self.world.wait()
+        return busy
+
+    @contextlib.contextmanager
+    def _claimed(self, folder: Path) -> Iterator[str | None]:
+        """Hold the claim on a folder, in the first process for all; yields the owner where another process holds it."""
+        claim = acquire(folder) if self.world.first else None
+        owner: str | None = self.world.from_first(_say(claim, folder) if isinstance(claim, Owner) else None)
+        if not isinstance(claim, Claim):
+            yield owner
+            return
+        with claim:
+            self._claims.append(claim)
+            try:
+                yield None
+            finally:
+                self._claims.remove(claim)
+
+    def _stop(self) -> bool:
+        """Whether to stop. Raises where a claim was taken over: nothing may be written after that."""
+        now = time.monotonic()
+        if self._claims and now - self._looked > CLAIM_SECONDS:
+            self._looked = now
+            if not all(claim.held for claim in self._claims):
+                raise Interrupted(f"{self._claims[0].file.parent}: another process has taken over")
+        return self.stop()
+
+    def _record(self, task: Task) -> Path:
+        resolved = task.request.resolve()
+        return record_path(
+            self.folders.runs, resolved.trajectory_hash, resolved.evaluation_hash, task.milestone, task.range
+        )
 
     def _done(self, task: Task) -> bool:
         return has_record(self.folders.readable, task.request.resolve(), task.milestone, task.range, [])
@@ -110,7 +154,7 @@ class Worker:
         execution: Execution,
     ) -> None:
         """Train until every wanted snapshot exists; write the manifest first."""
-        needs = [(cell.ema(), m) for r in job.wanted for cell in [r.resolve()] for m in cell.selection().milestones()]
+        needs = _needs(job)
         profiles = {profile.name: profile for ema, _ in needs for profile in ema.profiles()}
         milestones = sorted({time for ema, milestone in needs for time in ema.times(milestone)})
         manifest = {
@@ -120,13 +164,7 @@ class Worker:
             "sources_sha256": assets.sources_sha256(),
             "execution": dataclasses.asdict(execution),
         }
-        files = {
-            snapshots.path(folder, time, profile.name)
-            for ema, milestone in needs
-            for profile in ema.profiles()
-            for time in ema.times(milestone)
-        }
-        if self.world.from_first(all(file.exists() for file in files)):
+        if self.world.from_first(has_weights(job, folder)):
             return
 
         def progress(event: dict[str, Any]) -> None:
@@ -135,7 +173,7 @@ class Worker:
 
         tracked = Tracked(profiles, milestones)
         trainer = Trainer(
-            trajectory, resolved.trajectory_hash, stream, folder, tracked, execution, progress, self.stop, self.world
+            trajectory, resolved.trajectory_hash, stream, folder, tracked, execution, progress, self._stop, self.world
         )
         begin = trainer.nimg
         # The trainer has accepted the folder: only now may its description change.
@@ -168,9 +206,7 @@ class Worker:
                 f"{folder}: was trained on another data manifest ({meta['data_manifest'][:16]}) than that of "
                 f"{self.folders.data} ({stream.manifest_sha256[:16]})"
             )
-        path = record_path(
-            self.folders.runs, resolved.trajectory_hash, resolved.evaluation_hash, task.milestone, task.range
-        )
+        path = self._record(task)
         first = task.range * evaluation.num_samples
 
         def progress(done: int, total: int) -> None:
@@ -179,7 +215,7 @@ class Worker:
             self.report({"phase": "sample", "fraction": fraction, "images": done, "of": total})
 
         def stop() -> None:
-            if self.stop():
+            if self._stop():
                 raise Interrupted("stopped while sampling; the same command continues after the last whole block")
 
         streamed = isinstance(evaluation.protocol, FeatureProtocol)
@@ -236,6 +272,22 @@ class Worker:
         )
         write_record(self.folders.runs, record)
         scoring.clean()
+
+
+def has_weights(job: Job, folder: Path) -> bool:
+    """Whether every snapshot that a job's cells need lies in the folder of its run."""
+    return all(
+        snapshots.path(folder, time, profile.name).exists()
+        for ema, milestone in _needs(job)
+        for profile in ema.profiles()
+        for time in ema.times(milestone)
+    )
+
+
+def _needs(job: Job) -> list[tuple[Any, int]]:
+    """(EMA, milestone) of everything that a job's cells look at."""
+    cells = [request.resolve() for request in job.wanted]
+    return [(cell.ema(), milestone) for cell in cells for milestone in cell.selection().milestones()]
 
 
 def build_trajectory(resolved: Resolved) -> Trajectory:
