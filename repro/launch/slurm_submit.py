@@ -116,10 +116,7 @@ def scripts(arrays: Sequence[Array], cluster: Cluster, folders: Folders) -> dict
     for array in arrays:
         folder = submission.folder / array.name / "%j"
         command = f"{python(cluster)} -u -m submitit.core._submit {shlex.quote(str(folder))}"
-        told: dict[str, str] = dict(backend.SlurmExecutor._equivalence_dict())  # type: ignore[arg-type]
-        asked: dict[str, Any] = {
-            told.get(name, name): value for name, value in parameters(array, cluster, submission, numbers).items()
-        }
+        asked = parameters(array, cluster, submission, numbers)
         count = len(array.jobs) if len(array.jobs) > 1 else None
         found[array.name] = backend._make_sbatch_string(command=command, folder=folder, map_count=count, **asked)
     return found
@@ -152,7 +149,7 @@ def parameters(
         "qos": cluster.qos,
         "constraint": cluster.constraint,
         "nodes": cluster.nodes if array.stage == "train" else cluster.evaluation_nodes,
-        "tasks_per_node": cluster.processes,
+        "ntasks_per_node": cluster.processes,
         "cpus_per_task": cluster.cpus,
         "gpus_per_node": cluster.gpus_per_node or None,
         "time": cluster.timeout,

@@ -60,11 +60,12 @@ def _submit(plan: Plan, cluster: Cluster, where: Folders, options: argparse.Name
     for job, why in [*alone, *failed]:
         say(f"{job.title}: {why}")
     jobs = [*fresh, *(job for job, _ in failed if options.retry)]
-    if failed and not options.retry:
-        say(f"{len(failed)} not submitted again: add --retry")
+    left = failed if not options.retry else []
+    if left:
+        say(f"{len(left)} not submitted again: add --retry")
     if not jobs:
         say("nothing submitted")
-        return 1 if failed and not alone else 0
+        return 1 if left else 0
     arrays = slurm_submit.arrays_of(
         jobs, lambda job: is_trained(job, where), cluster, slurm_submit.array_limit(cluster)
     )
@@ -81,16 +82,15 @@ def _submit(plan: Plan, cluster: Cluster, where: Folders, options: argparse.Name
         say(f"not passed on to the jobs: {', '.join(removed)}")
     warn_of_pending(numbers, arrays)
     if options.json:
-        told = {name: number for name, number in numbers.items()}
-        print(json.dumps({"submission": made.id, "jobs": told, "trajectories": [j.trajectory_hash for j in jobs]}))
-        return 0
+        print(json.dumps({"submission": made.id, "jobs": numbers, "trajectories": [j.trajectory_hash for j in jobs]}))
+        return 1 if left else 0
     evaluations = sum(len(job.tasks) for job in jobs)
     print(
         f"submitted {len(jobs)} trajectories with {evaluations} evaluations, as jobs "
         f"{', '.join(f'{number} ({name})' for name, number in numbers.items())}"
     )
     print("look at them with: repro status; repro logs CELL; repro cancel TABLE")
-    return 0
+    return 1 if left else 0
 
 
 def warn_of_pending(numbers: dict[str, str | None], arrays: Sequence[Array]) -> None:
