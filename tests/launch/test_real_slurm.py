@@ -5,8 +5,8 @@ Through the command line, on the project's development cluster.
 
 from __future__ import annotations
 
-import json
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,6 +17,7 @@ from conftest import RealSlurm
 from helpers import TINY, data_dir, finish, snapshot_bytes
 
 from repro.launch.folders import trained_nimg
+from repro.launch.survey import CellState, survey
 from repro.results.records import read_all
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]
@@ -38,10 +39,11 @@ def profile(tmp_path: Path, **settings: Any) -> str:
 
 
 def repro(tmp_path: Path, *words: str, code: int | None = 0) -> tuple[str, str]:
-    """The program, in a folder of its own: (stdout, stderr)."""
-    got, out, err = finish([*words, "--runs", str(tmp_path / "runs")], tmp_path)
-    assert code is None or got == code, (words, got, out, err)
-    return out, err
+    """The program, in a folder of its own: (stdout, stderr). Its jobs use the compiled modules of the installation."""
+    command = [sys.executable, "-m", "repro", *words, "--runs", str(tmp_path / "runs")]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert code is None or done.returncode == code, (words, done)
+    return done.stdout, done.stderr
 
 
 def submit(tmp_path: Path, name: str, *more: str, bindings: Sequence[str] = BINDINGS, code: int = 0) -> tuple[str, str]:
@@ -50,9 +52,9 @@ def submit(tmp_path: Path, name: str, *more: str, bindings: Sequence[str] = BIND
     return repro(tmp_path, *words, "--cluster", name, *gin, *more, code=code)
 
 
-def status(tmp_path: Path) -> dict[str, dict[str, Any]]:
-    out, _ = repro(tmp_path, "status", "--json", code=None)
-    return {state["cell"]: state for state in json.loads(out)}
+def status(tmp_path: Path) -> dict[str, CellState]:
+    """What `repro status` shows, without a process each time."""
+    return {state.cell: state for state in survey([tmp_path / "runs"]).cells()}
 
 
 def wait(what: str, condition: Callable[[], Any], seconds: float = 120) -> Any:
@@ -76,19 +78,19 @@ def test_a_disturbed_table_equals_an_undisturbed_one(real_slurm: RealSlurm, tmp_
     states = wait("all train", lambda: all_training(tmp_path))
     lost, preempted, cancelled, _ = CELLS
     for cell in (lost, preempted, cancelled):
-        run = tmp_path / "runs" / states[cell]["run"]
+        run = states[cell].run
         wait(f"{cell} saves", lambda run=run: trained_nimg(run) > 0)
-    real_slurm.node(states[lost]["node"], "stop")
-    other = ["sbatch", "-p", "main", "-w", states[preempted]["node"], "-c", "4", "--mem=100", "-o", "/dev/null"]
+    real_slurm.node(states[lost].node, "stop")
+    other = ["sbatch", "-p", "main", "-w", states[preempted].node, "-c", "4", "--mem=100", "-o", "/dev/null"]
     subprocess.run([*other, "--wrap", "sleep 1"], check=True, capture_output=True)
     repro(tmp_path, "cancel", cancelled)
-    wait("the cancelled one ends", lambda: status(tmp_path)[cancelled]["state"] == "cancelled")
+    wait("the cancelled one ends", lambda: status(tmp_path)[cancelled].state == "cancelled")
     _, err = submit(tmp_path, name, code=1)
     assert err.count("cancelled") == 2 and err.count("is running") + err.count("is pending") == 3
     assert "1 not submitted again: add --retry" in err
     submit(tmp_path, name, "--retry")
-    real_slurm.node(states[lost]["node"], "start")
-    wait("all are done", lambda: {s["state"] for s in status(tmp_path).values()} == {"done"}, 240)
+    real_slurm.node(states[lost].node, "start")
+    wait("all are done", lambda: {s.state for s in status(tmp_path).values()} == {"done"}, 240)
     local = tmp_path / "local"
     gin = [word for binding in BINDINGS for word in ("--gin", binding)]
     words = ["--scale", "ci", "--rows", *ROWS, "--columns", *COLUMNS, "--data", str(data_dir()), "--jobs", "2", *gin]
@@ -98,9 +100,9 @@ def test_a_disturbed_table_equals_an_undisturbed_one(real_slurm: RealSlurm, tmp_
     assert values(tmp_path / "runs") == values(local) and len(values(local)) == 4
 
 
-def all_training(tmp_path: Path) -> dict[str, dict[str, Any]] | None:
+def all_training(tmp_path: Path) -> dict[str, CellState] | None:
     states = status(tmp_path)
-    return states if all(s["state"] == "training" and s["node"] for s in states.values()) else None
+    return states if all(s.state == "training" and s.node for s in states.values()) else None
 
 
 def values(runs: Path) -> dict[Any, Any]:
