@@ -46,9 +46,9 @@ def submit(options: argparse.Namespace) -> int:
     if not plan.jobs:
         say(f"nothing to submit: all {plan.done} records are there" if plan.done else "nothing to submit")
         return 0
-    check_prerequisites(needed(chosen, plan), options.scale, options.gin, where, options.train, say)
     if options.dry_run:
         return dry_run(plan, cluster, where)
+    check_prerequisites(needed(chosen, plan), options.scale, options.gin, where, options.train, say)
     slurm_submit.check(cluster, where)
     with only_submitter(where.runs):
         return _submit(plan, cluster, where, options)

@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import fake_slurm
 import pytest
 
 from repro import assets
@@ -62,3 +63,13 @@ def real_slurm(started_slurm: RealSlurm, monkeypatch: pytest.MonkeyPatch) -> Ite
     yield started_slurm
     subprocess.run(["scancel", "--me"], check=False)
     slurm.settings.cache_clear()
+
+
+@pytest.fixture
+def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A pretended SLURM on PATH; its folder."""
+    folder = tmp_path / "fake"
+    programs = fake_slurm.install(folder)
+    monkeypatch.setenv("PATH", f"{programs}:/usr/bin:/bin")
+    slurm.settings.cache_clear()
+    return folder
