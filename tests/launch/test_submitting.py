@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import pickletools
 import re
 import subprocess
 import sys
@@ -92,8 +94,6 @@ def test_the_dry_run_prints_what_sbatch_would_get_and_asks_nothing(here: Here, f
 
 
 def test_a_job_carries_text_only(here: Here) -> None:
-    import pickletools
-
     here.submit()
     pickles = sorted(here.runs.glob("submissions/*/train0/*/*_submitted.pkl"))
     assert len(pickles) == 2
@@ -241,8 +241,6 @@ def test_jobs_that_never_start_are_said(here: Here, fake: Path, monkeypatch: pyt
 def test_two_shells_at_once(here: Here, fake: Path, tmp_path: Path) -> None:
     words = ["submit", TABLE, *OPTIONS, *GIN, "--cluster", str(here.profile), "--data", str(data_dir())]
     command = [sys.executable, "-m", "repro", *words, "--runs", str(here.runs)]
-    import os
-
     env = {**environment(), "PATH": os.environ["PATH"]}
     both = [subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True) for _ in range(2)]
     said = [process.communicate(timeout=120)[1] for process in both]
