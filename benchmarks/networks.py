@@ -37,6 +37,8 @@ FAMILIES = {
     "DDPM++": "edm/table2/e/cifar10-cond-vp",
     "NCSN++": "edm/table2/e/cifar10-cond-ve",
     "ADM": "edm/imagenet64/e-deterministic/imagenet64-adm",
+    "EDM2 (G)": "edm2/table1/g/imagenet512",
+    "U-DiT-L": "udit/table2/udit-l/imagenet256-400k",
 }
 STEPS = 40
 SAMPLED = 250

@@ -32,7 +32,8 @@ def prepare(cell: str, folder: Path) -> Trainer:
     resolved = resolve(find_cell(cell), "mini")
     trajectory = build_trajectory(resolved)
     stream = trajectory.data.open(folder / "data", 0)
-    tracked = Tracked({resolved.ema().name: resolved.ema()}, [10**9])
+    profile = resolved.ema().profiles()[0]
+    tracked = Tracked({profile.name: profile}, [10**9])
     return Trainer(trajectory, resolved.trajectory_hash, stream, folder, tracked, build(resolved.execution))
 
 

@@ -21,11 +21,27 @@ from repro.tables import Cell
 
 
 @dataclasses.dataclass(frozen=True)
+class Leg:
+    """A training run that a cell stands on, and what it asks of it: an average at some milestones (images)."""
+
+    trajectory: Node
+    trajectory_hash: str
+    ema: Node
+    milestones: tuple[int, ...]
+
+    @property
+    def run(self) -> str:
+        """Folder name of the trajectory under `runs`."""
+        return self.trajectory_hash[:SHORT]
+
+
+@dataclasses.dataclass(frozen=True)
 class Resolved:
     """One replicate of a cell at a scale: trees at that scale, the parsed text, and the identity.
 
     config: the canonical resolved configuration, which is what is hashed; metrics: names of all metrics that the
-    protocol computes; metric: the one that decides.
+    protocol computes; metric: the one that decides; imported: sha256 of the published files whose weights take the
+    place of training, of the network and of its guide; none where all is trained.
     """
 
     cell: Cell
@@ -36,6 +52,7 @@ class Resolved:
     config: dict[str, Any]
     metric: str
     metrics: tuple[str, ...]
+    imported: tuple[str, ...] = ()
 
     @property
     def trajectory(self) -> Node:
@@ -63,16 +80,49 @@ class Resolved:
         """Folder name of the trajectory under `runs`."""
         return self.trajectory_hash[:SHORT]
 
+    @cached_property
+    def legs(self) -> tuple[Leg, ...]:
+        """The training runs that the cell needs: its own, then that of its guide, if any."""
+        args = self.evaluation.args
+        own = Leg(self.trajectory, self.trajectory_hash, args["ema"], tuple(self.selection().milestones()))
+        if args["guide"] is None or self.imported:
+            return (own,)
+        guide, told = args["guide"].args, self.config["args"]["evaluation"]["args"]["guide"]["args"]["trajectory"]
+        return own, Leg(guide["trajectory"], digest(told), guide["ema"], (guide["milestone_nimg"],))
+
     def with_seed(self, seed: int) -> Resolved:
-        """The same cell with another training seed."""
-        trajectory = self.trajectory.replace(seed=seed)
-        parts = self.config["args"]
-        told = {**parts["trajectory"], "args": {**parts["trajectory"]["args"], "seed": seed}}
-        return dataclasses.replace(
-            self,
-            experiment=self.experiment.replace(trajectory=trajectory),
-            config={**self.config, "args": {**parts, "trajectory": told}},
-        )
+        """The same cell with another training seed, its guide's too: replicates share nothing; of imported weights
+        itself.
+        """
+        if self.imported:
+            return self
+        experiment, config = self.experiment, self.config
+        for path in (("trajectory",), ("evaluation", "guide", "trajectory")):
+            experiment = _with_arguments(experiment, path, seed=seed)
+            config = _with_told_arguments(config, path, seed=seed)
+        return dataclasses.replace(self, experiment=experiment, config=config)
+
+    def check_guide(self) -> None:
+        """Raise UsageError where the guide's images or classes are not those of the network that it guides."""
+        if len(self.legs) < 2:
+            return
+        import torch
+
+        from repro.diffusion.guidance import check_guide
+
+        with torch.device("meta"):
+            check_guide(*(build(leg.trajectory.args["denoiser"]) for leg in self.legs))
+
+    def with_imported(self, *sha256: str) -> Resolved:
+        """The same evaluation of published networks: trajectories that were not trained here, with identities of their
+        own. The files decide the weights; the cell decides the networks' form and the data that are scored against.
+
+        sha256: of the file of the network, then of its guide's, if it has one.
+        """
+        config, paths = self.config, (("trajectory",), ("evaluation", "guide", "trajectory"))
+        for path, digest_ in zip(paths, sha256, strict=False):
+            config = _with_imported(config, path, digest_)
+        return dataclasses.replace(self, config=config, imported=sha256)
 
     def dataset(self) -> Any:
         """The built data set; opens no file."""
@@ -81,7 +131,7 @@ class Resolved:
     def selection(self) -> Selection:
         """The built selection rule: milestones, ranges and how the cell's value is chosen. Imports no torch."""
         rule: Selection = build(self.evaluation.args["selection"])
-        return rule
+        return rule.given() if self.imported else rule
 
     def protocol(self) -> Any:
         """The built scoring protocol."""
@@ -90,6 +140,32 @@ class Resolved:
     def ema(self) -> Any:
         """The built EMA profile."""
         return build(self.evaluation.args["ema"])
+
+
+def _with_arguments(node: Node, path: Sequence[str], **changes: Any) -> Node:
+    """A copy with other arguments of the node at `path`; the same where there is none."""
+    if not path:
+        return node.replace(**changes)
+    inner = node.args[path[0]]
+    return node if inner is None else node.replace(**{path[0]: _with_arguments(inner, path[1:], **changes)})
+
+
+def _with_told_arguments(told: dict[str, Any], path: Sequence[str], **changes: Any) -> dict[str, Any]:
+    """`_with_arguments` of the canonical form."""
+    args = told["args"]
+    if path and path[0] not in args:
+        return told
+    new = {path[0]: _with_told_arguments(args[path[0]], path[1:], **changes)} if path else changes
+    return {**told, "args": {**args, **new}}
+
+
+def _with_imported(told: dict[str, Any], path: Sequence[str], sha256: str) -> dict[str, Any]:
+    """The canonical form with an imported trajectory in place of the one at `path`."""
+    args = told["args"]
+    if path:
+        return {**told, "args": {**args, path[0]: _with_imported(args[path[0]], path[1:], sha256)}}
+    own = {key: args[key] for key in ("data", "denoiser")}
+    return {"class": "ImportedTrajectory", "revision": 1, "args": {**own, "sha256": sha256}}
 
 
 def scale_names() -> list[str]:
@@ -137,7 +213,7 @@ def _resolve(
         return Resolved(_NO_CELL, **{**kept, **trees, "metrics": tuple(kept["metrics"])})
     resolved = _compose(files, strict, bindings, texts if whole else None)
     parts = {field.name: getattr(resolved, field.name) for field in dataclasses.fields(Resolved)}
-    del parts["cell"]
+    del parts["cell"], parts["imported"]
     cache.store("cell", key, {name: to_plain(value) for name, value in parts.items()})
     return resolved
 

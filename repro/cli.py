@@ -16,6 +16,7 @@ from repro.cli_options import add_computing as _computing
 from repro.cli_options import add_configuration as _configuration
 from repro.cli_options import add_folders as _folders
 from repro.cli_options import add_format as _format
+from repro.cli_options import add_from_published as _from_published
 from repro.cli_options import add_json as _json
 from repro.cli_options import add_scoring as _scoring
 from repro.cli_options import add_selection as _selection
@@ -69,10 +70,15 @@ def parser() -> Parser:
     verbs = top.add_subparsers(metavar="VERB", required=True, parser_class=Parser)
     _looking_verbs(verbs)
     _table_verbs(verbs)
+    _ema_verb(verbs)
+    _dynamics_verb(verbs)
+    _clean_verb(verbs)
     _check_verb(verbs)
     _data_verbs(verbs)
     _metric_verbs(verbs)
     _record_verbs(verbs)
+    _weights_verbs(verbs)
+    _export_verb(verbs)
     cli_cluster.add(verbs)
     return top
 
@@ -80,6 +86,7 @@ def parser() -> Parser:
 def _looking_verbs(verbs: Any) -> None:
     verb = _verb(verbs, "list", _of("listing.run"), "tables, rows, columns and cells", "repro list edm/table2 --json")
     verb.add_argument("table", nargs="?", metavar="TABLE", help="only this table, such as edm/table2")
+    verb.add_argument("--published", action="store_true", help="the published weights: files, sizes, and their cells")
     _json(verb)
 
     verb = _verb(
@@ -126,6 +133,7 @@ def _table_verbs(verbs: Any) -> None:
     _selection(verb)
     _configuration(verb)
     _folders(verb)
+    _from_published(verb)
     _format(verb)
 
     verb = _verb(
@@ -140,6 +148,45 @@ def _table_verbs(verbs: Any) -> None:
         "--out", type=Path, metavar="FILE",
         help="FILE.png or FILE.svg, or a name without either for both (default: beside the runs)",
     )  # fmt: skip
+
+
+def _ema_verb(verbs: Any) -> None:
+    verb = _verb(
+        verbs, "ema", _of("ema.run"), "score averages of the weights of many lengths, all from one training run",
+        "repro ema edm2/table1/g/imagenet512 --scale mini --std 0.05..0.25",
+    )  # fmt: skip
+    verb.add_argument("cell", metavar="CELL")
+    verb.add_argument(
+        "--std", nargs="+", required=True, metavar="STD",
+        help="lengths: 0.1, 0.05..0.25 (nine of them), 0.05..0.25..0.01 (in steps); several, or with commas",
+    )  # fmt: skip
+    _computing(verb)
+    _json(verb)
+    verb.add_argument("--out", type=Path, metavar="FILE", help="where to draw the curve (default: beside the runs)")
+
+
+def _dynamics_verb(verbs: Any) -> None:
+    verb = _verb(
+        verbs, "dynamics", _of("dynamics.run"), "how activations, weights and updates drift in training",
+        "repro dynamics edm2/table1/a/imagenet512 edm2/table1/g/imagenet512 --scale mini",
+    )  # fmt: skip
+    verb.add_argument("cells", nargs="+", metavar="CELL")
+    _configuration(verb)
+    _folders(verb)
+    verb.add_argument("--first-seed", type=int, default=0, metavar="S", help="the training seed (default 0)")
+    _json(verb)
+    verb.add_argument("--out", type=Path, metavar="FILE", help="where to draw (default: beside the runs)")
+
+
+def _clean_verb(verbs: Any) -> None:
+    verb = _verb(
+        verbs, "clean", _of("clean.run"), "free what no record or reconstruction needs; a dry run by default",
+        "repro clean --runs runs",
+    )  # fmt: skip
+    verb.add_argument("--runs", action="append", type=Path, metavar="DIR", help="folder of runs (default: ./runs)")
+    verb.add_argument("--yes", action="store_true", help="remove the files; without it they are only counted")
+    verb.set_defaults(data=None, weights=None)
+    _json(verb)
 
 
 def _check_verb(verbs: Any) -> None:
@@ -292,3 +339,40 @@ def _record_verbs(verbs: Any) -> None:
         verb.add_argument(
             "--runs", action="append", type=Path, metavar="DIR", help="folder of runs (default: $REPRO_RUNS or ./runs)"
         )
+
+
+def _weights_verbs(verbs: Any) -> None:
+    verb = _verb(
+        verbs, "import", _of("importing.import_"), "a published checkpoint as weights of ours; nothing in it is run",
+        "repro import edm-cifar10-32x32-cond-vp.pkl",
+    )  # fmt: skip
+    verb.add_argument("file", type=Path, metavar="FILE", help="a file of `repro list --published`, or one like it")
+    verb.add_argument("--sha256", metavar="HEX", help="digest that the file must have; another is not read")
+    verb.add_argument(
+        "--out", type=Path, metavar="DIR", help="the new folder (default: one of the file's name in $REPRO_PUBLISHED "
+        "or ./published)",
+    )  # fmt: skip
+    verb.add_argument(
+        "--as", dest="as_", default="", metavar="NAME", help="the published name of a renamed file, of its network "
+        "(DiT-XL/2), or the cell whose network it is",
+    )  # fmt: skip
+    verb.add_argument("--config", metavar="JSON", help="published constructor arguments that the file does not tell")
+    verb.add_argument("--kimg", type=int, metavar="N", help="thousands of images seen, of a renamed EDM2 snapshot")
+    verb.add_argument(
+        "--std", type=float, metavar="S", help="EMA width of a renamed EDM2 snapshot, or of the average to take from "
+        "EDM2's training state (default: its live weights)",
+    )  # fmt: skip
+    _json(verb)
+
+
+def _export_verb(verbs: Any) -> None:
+    verb = _verb(
+        verbs, "export", _of("importing.export"), "the trained weights behind a cell's value, with a model card",
+        "repro export edm/table2/f/cifar10-cond-vp --scale mini --out f",
+    )  # fmt: skip
+    verb.add_argument("cell", metavar="CELL")
+    verb.add_argument("--out", type=Path, metavar="DIR", help="the new folder (default: named like the cell)")
+    verb.add_argument("--seed", type=int, metavar="S", help="training seed (default: the first that has a value)")
+    _configuration(verb)
+    _folders(verb)
+    _json(verb)

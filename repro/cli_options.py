@@ -94,9 +94,20 @@ def add_scoring(verb: Parser) -> None:
     verb.add_argument("--device", default="auto", metavar="NAME", help="cpu, cuda or auto (default)")
 
 
+def add_from_published(verb: Parser) -> None:
+    verb.add_argument(
+        "--from-published", action="store_true", help="the imported weights of cells that have some; trains nothing"
+    )
+
+
 def add_computing(verb: Parser) -> None:
     add_configuration(verb)
     add_folders(verb)
+    add_from_published(verb)
+    verb.add_argument(
+        "--published", type=Path, metavar="DIR", help="folder of imported checkpoints (default: $REPRO_PUBLISHED or "
+        "./published)",
+    )  # fmt: skip
     verb.add_argument(
         "--seeds", type=int, default=1, metavar="N", help="replicates: training seeds first to first + N - 1"
     )

@@ -199,7 +199,8 @@ class Composition:
                 self._used.add(("", macro, ""))
                 inner = gin.get_bindings(f"{macro}/gin.macro", resolve_references=False)["value"]
                 return self._resolve(inner, scopes)
-            return self._node(value.selector.split(".")[-1], (*scopes, *value.scopes))
+            # A scope that a reference names takes the place of the one that it stands in, as in Gin itself.
+            return self._node(value.selector.split(".")[-1], tuple(value.scopes) or scopes)
         if isinstance(value, list | tuple):
             return [self._resolve(item, scopes) for item in value]
         if isinstance(value, dict):

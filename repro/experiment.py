@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -93,6 +94,30 @@ class Trajectory:
             )
 
 
+AnyEMA = PostHocEMA | PowerEMA | HalfLifeEMA | ConstantEMA
+
+
+@dataclasses.dataclass
+class Guide:
+    """The network that guides another in sampling (classifier-free guidance, autoguidance): a training run of its own.
+
+    Args:
+        trajectory: its training. Its seed is the guided network's.
+        ema: the average of its weights.
+        milestone_nimg: where in its training, in images.
+    """
+
+    UNITS = {"milestone_nimg": "images"}
+
+    trajectory: Trajectory
+    ema: AnyEMA
+    milestone_nimg: int
+
+    def __post_init__(self) -> None:
+        if self.milestone_nimg < 1:
+            raise UsageError(f"Guide.milestone_nimg must be 1 or more, not {self.milestone_nimg}")
+
+
 @dataclasses.dataclass
 class Evaluation:
     """Sampling from the weights at a milestone and scoring the images.
@@ -103,15 +128,27 @@ class Evaluation:
         protocol: how images become metrics, and how labels are chosen.
         selection: which milestones and ranges are candidates, and which one is the cell's value.
         num_samples: images a range.
+        guide: the network that guides the sampler, or None.
     """
 
     UNITS = {"protocol": "protocol", "num_samples": "samples"}
+    NEUTRAL = {"guide": None}
 
-    ema: PostHocEMA | PowerEMA | HalfLifeEMA | ConstantEMA
+    ema: AnyEMA
     sampler: Callable[..., Any]
     protocol: DigitsProtocol | InceptionProtocol | PytorchFIDProtocol | ADMProtocol | DINOv2Protocol
     selection: Selection
     num_samples: int = 50_000
+    guide: Guide | None = None
+
+    def __post_init__(self) -> None:
+        takes_guide = "guide" in inspect.signature(self.sampler).parameters
+        name = getattr(getattr(self.sampler, "func", self.sampler), "__name__", "the sampler")
+        if self.guide is not None and not takes_guide:
+            raise UsageError(f"Evaluation.guide: {name} takes no guiding network; edm2_sampler does")
+        weight = getattr(self.sampler, "keywords", {}).get("guidance", 1) if takes_guide else 1
+        if self.guide is None and weight != 1:
+            raise UsageError(f"{name}.guidance is {weight:g} and Evaluation.guide is not set; without one it is 1")
 
 
 @dataclasses.dataclass
@@ -134,6 +171,7 @@ class Execution:
         checkpoint_seconds: seconds between checkpoints.
         workers: threads that read batches ahead; 0 reads each when it is needed.
         keep_samples: keep the generated images of every evaluation as `samples.tar` beside its record.
+        dynamics: points of a run at which the magnitudes of activations, weights and updates are recorded; 0 for none.
         compile: compile the network's graphs (minutes at the start; worth it for long runs on a GPU).
     """
 
@@ -144,6 +182,7 @@ class Execution:
     checkpoint_seconds: float = 120.0
     workers: int = 4
     keep_samples: bool = False
+    dynamics: int = 0
     compile: bool = False
 
 
@@ -151,6 +190,7 @@ CONFIGURABLES: Sequence[Callable[..., Any]] = (
     Experiment,
     Trajectory,
     Evaluation,
+    Guide,
     Execution,
     Scale,
     # data

@@ -39,6 +39,10 @@ class BestSnapshot:
         """The (milestone, range) whose value is the cell's, or None unless every candidate of every range is there."""
         return _lowest(self, values)
 
+    def given(self) -> FinalSnapshot:
+        """The rule for one network that is given: it was selected already."""
+        return FinalSnapshot(self.total_nimg, self.ranges)
+
 
 @dataclasses.dataclass
 class FinalSnapshot:
@@ -64,6 +68,10 @@ class FinalSnapshot:
     def choose(self, values: dict[Place, float]) -> Place | None:
         """The (milestone, range) whose value is the cell's, or None unless every range is there."""
         return _lowest(self, values)
+
+    def given(self) -> FinalSnapshot:
+        """The rule for one network that is given: the same."""
+        return self
 
 
 @dataclasses.dataclass

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-os.environ["REPRO_CACHE"] = tempfile.mkdtemp(prefix="repro-cache-")
+if "PYTEST_XDIST_WORKER" not in os.environ:  # its workers share the cache of the process that started them
+    os.environ["REPRO_CACHE"] = tempfile.mkdtemp(prefix="repro-cache-")
+    atexit.register(shutil.rmtree, os.environ["REPRO_CACHE"], ignore_errors=True)
 
 import pytest
 import torch
-
-
-@pytest.fixture(autouse=True, scope="session")
-def own_cache() -> Iterator[None]:
-    """What this run remembers is gone after it."""
-    yield
-    shutil.rmtree(os.environ["REPRO_CACHE"], ignore_errors=True)
 
 
 @pytest.fixture(autouse=True, scope="session")

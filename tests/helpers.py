@@ -117,13 +117,20 @@ def environment() -> dict[str, str]:
         "PYTHONPYCACHEPREFIX": str(scratch() / "pyc"),
         "PYTHONDONTWRITEBYTECODE": "",
     }
-    return {**{k: v for k, v in os.environ.items() if not k.startswith("REPRO_")}, **changed}
+    own = {k: v for k, v in os.environ.items() if not k.startswith("REPRO_") or k == "REPRO_CACHE"}
+    return {**own, **changed}
 
 
 def command(verb: str, runs: Path, bindings: Sequence[str] = TINY, *more: str) -> list[str]:
     """Words of `repro VERB CELL` for the tiny cell."""
     gin = [word for binding in bindings for word in ("--gin", binding)]
     return [verb, CELL, "--scale", "ci", "--runs", str(runs), "--data", str(data_dir()), *gin, *more]
+
+
+def cli(*words: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """The program run to its end."""
+    line = [sys.executable, "-m", "repro", *words]
+    return subprocess.run(line, cwd=cwd, env=environment(), capture_output=True, text=True, check=False)
 
 
 def start(words: Sequence[str], cwd: Path) -> subprocess.Popen[str]:

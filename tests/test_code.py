@@ -31,7 +31,7 @@ def test_no_file_names_this_machine_or_a_registry() -> None:
     files = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False).stdout.split()
     for name in files:
         path = ROOT / name
-        if path.suffix in (".npz", ".pkl", ".pt", ".safetensors", ".png") or not path.is_file():
+        if path.suffix in (".npz", ".pkl", ".pt", ".pth", ".safetensors", ".png") or not path.is_file():
             continue
         text = path.read_text(encoding="utf-8")
         assert not [word for word in words if word in text], name

@@ -6,10 +6,11 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
+from repro.config import Node
 from repro.diffusion import precond
+from repro.importers.nodes import Description, node_of
 from repro.models.adm import DhariwalUNet
 from repro.models.song import SongUNet
 
@@ -21,25 +22,17 @@ PRECONDITIONERS: dict[str, tuple[type[precond.Precond], str]] = {
     "EDMPrecond": (precond.EDMPrecond, "DhariwalUNet"),
 }
 NEUTRAL = (0, None, False)
-# The published float32 recurrence of the iDDPM table is only this precise near its low end (relative, per entry).
-U_TOLERANCE = 1e-3
-FILTER_TOLERANCE = 1e-6
 
 
-def build(name: str, config: Mapping[str, Any], state_dict: Mapping[str, Tensor]) -> nn.Module:
-    """The published network `name` with its weights, in evaluation mode. Errors: see `repro.importers.build`."""
+def describe(name: str, config: Mapping[str, Any]) -> Description:
+    """The published network `name` as one of ours. ValueError for an unknown name or argument."""
     arguments = dict(config)
-    # Building draws initial values that the state dict replaces: leave the caller's generator alone.
-    with torch.random.fork_rng(devices=[]):
-        if name in NETWORKS:
-            net = _network(name, arguments)
-        elif name in PRECONDITIONERS:
-            net = _preconditioned(name, arguments)
-        else:
-            known = ", ".join([*NETWORKS, *PRECONDITIONERS])
-            raise ValueError(f"unknown EDM network {name!r}; known: {known}")
-    load_exactly(net, state_dict)
-    return net.eval()
+    if name in NETWORKS:
+        return Description(_network(name, arguments))
+    if name in PRECONDITIONERS:
+        return _preconditioned(name, arguments)
+    known = ", ".join([*NETWORKS, *PRECONDITIONERS])
+    raise ValueError(f"unknown EDM network {name!r}; known: {known}")
 
 
 def _take(arguments: dict[str, Any], function: Callable[..., Any]) -> dict[str, Any]:
@@ -54,56 +47,24 @@ def _refuse(name: str, arguments: Mapping[str, Any]) -> None:
             raise ValueError(f"{name} has no argument {key!r} (its value is {value!r})")
 
 
-def _network(name: str, arguments: dict[str, Any]) -> nn.Module:
+def _network(name: str, arguments: dict[str, Any]) -> Node:
     if name not in NETWORKS:
         raise ValueError(f"unknown model_type {name!r}; known: {', '.join(NETWORKS)}")
-    net = NETWORKS[name](**_take(arguments, NETWORKS[name]))
+    node = node_of(NETWORKS[name], _take(arguments, NETWORKS[name]))
     _refuse(name, arguments)
-    return net
+    return node
 
 
-def _preconditioned(name: str, arguments: dict[str, Any]) -> nn.Module:
+def _preconditioned(name: str, arguments: dict[str, Any]) -> Description:
     cls, default_model = PRECONDITIONERS[name]
     own = _take(arguments, cls)
-    limits = {key: arguments.pop(key) for key in ("sigma_min", "sigma_max") if key in arguments}
+    limits: dict[str, float] = {k: arguments.pop(k) for k in ("sigma_min", "sigma_max") if k in arguments}
+    if "img_channels" not in arguments:
+        raise ValueError(f"{name} needs the argument 'img_channels'")
     channels = arguments.pop("img_channels")
     arguments["in_channels"] = channels
     arguments["out_channels"] = channels * 2 if name == "iDDPMPrecond" else channels
-    net = cls(_network(arguments.pop("model_type", default_model), arguments), **own)
+    node = node_of(cls, {"model": _network(arguments.pop("model_type", default_model), arguments), **own})
     if limits and name != "EDMPrecond":
         raise ValueError(f"{name} has no argument {next(iter(limits))!r}")
-    for key, value in limits.items():
-        setattr(net, key, float(value))
-    return net
-
-
-def load_exactly(net: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
-    """Load a state dict whose keys and shapes must be those of net, and whose constant buffers have the values of net.
-
-    ValueError names the first key that is missing, left over, of another shape or of another value.
-    """
-    own = net.state_dict()
-    for key in own:
-        if key not in state_dict:
-            raise ValueError(f"the checkpoint lacks {key!r}")
-    for key, value in state_dict.items():
-        if key not in own:
-            raise ValueError(f"the checkpoint has {key!r}, which the network has not")
-        if value.shape != own[key].shape:
-            raise ValueError(
-                f"{key!r} is {tuple(value.shape)} in the checkpoint, {tuple(own[key].shape)} in the network"
-            )
-        _check_constant(key, own[key], value)
-    net.load_state_dict(state_dict)
-
-
-def _check_constant(key: str, ours: Tensor, theirs: Tensor) -> None:
-    leaf = key.rpartition(".")[2]
-    if leaf == "resample_filter":
-        same = torch.allclose(ours, theirs.to(ours), rtol=FILTER_TOLERANCE, atol=0)
-    elif leaf == "u":
-        same = torch.allclose(ours, theirs.to(ours), rtol=U_TOLERANCE, atol=0)
-    else:
-        return
-    if not same:
-        raise ValueError(f"{key!r} of the checkpoint is not what its arguments give")
+    return Description(node, limits)

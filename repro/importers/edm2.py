@@ -6,11 +6,9 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-
+from repro.config import Node
 from repro.diffusion.edm2 import EDM2Precond
-from repro.importers.edm import load_exactly
+from repro.importers.nodes import Description, node_of
 from repro.models.edm2 import EDM2UNet
 
 PUBLISHED = (
@@ -21,29 +19,23 @@ PUBLISHED = (
 """Arguments of the published network, all of configuration G; ours has more, for the ladder C to F."""
 
 
-def build(name: str, config: Mapping[str, Any], state_dict: Mapping[str, Tensor]) -> nn.Module:
-    """`Precond` or `UNet` with its weights, in evaluation mode. Errors: see `repro.importers.build`.
-
-    Weights of another precision (published ones are float16, buffers included) become float32.
-    """
+def describe(name: str, config: Mapping[str, Any]) -> Description:
+    """`Precond` or `UNet` as ours. ValueError for an unknown name or argument."""
     arguments = dict(config)
-    # Building draws initial values that the state dict replaces: leave the caller's generator alone.
-    with torch.random.fork_rng(devices=[]):
-        if name == "UNet":
-            net: nn.Module = _network(arguments)
-        elif name == "Precond":
-            own = _take(arguments, [key for key in inspect.signature(EDM2Precond).parameters if key != "model"])
-            net = EDM2Precond(_network(arguments), **own)
-        else:
-            raise ValueError(f"unknown EDM2 network {name!r}; known: UNet, Precond")
+    if name == "UNet":
+        node = _network(arguments)
+    elif name == "Precond":
+        own = _take(arguments, [key for key in inspect.signature(EDM2Precond).parameters if key != "model"])
+        node = node_of(EDM2Precond, {"model": _network(arguments), **own})
+    else:
+        raise ValueError(f"unknown EDM2 network {name!r}; known: UNet, Precond")
     if arguments:
         raise ValueError(f"{name} has no argument {next(iter(arguments))!r}")
-    load_exactly(net, state_dict)
-    return net.eval()
+    return Description(node)
 
 
-def _network(arguments: dict[str, Any]) -> nn.Module:
-    return EDM2UNet(**_take(arguments, PUBLISHED))
+def _network(arguments: dict[str, Any]) -> Node:
+    return node_of(EDM2UNet, _take(arguments, PUBLISHED))
 
 
 def _take(arguments: dict[str, Any], names: Any) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from repro.errors import CorruptData
+from repro.importers.sources import Part
 from repro.importers.unpickler import Call, Global, Name
 
 NUMPY_GLOBALS: frozenset[Name] = frozenset(
@@ -47,6 +48,8 @@ def as_array(value: Any, where: str, letters: Collection[str] = ("f4", "f8")) ->
     else:
         raise CorruptData(f"{where}: not an array")
     dtype = _as_dtype(kind, where, letters)
+    if isinstance(content, Part):
+        content = content.read(0, content.size)
     if not (isinstance(shape, tuple) and all(type(n) is int and n >= 0 for n in shape) and type(content) is bytes):
         raise CorruptData(f"{where}: not an array")
     if len(shape) > 8 or math.prod(shape) * dtype.itemsize != len(content):
@@ -64,3 +67,14 @@ def _as_dtype(value: Any, where: str, letters: Collection[str]) -> np.dtype[Any]
     if any(part is not None for part in state[2:5]):
         raise CorruptData(f"{where}: an element type with fields")
     return np.dtype(value.args[0]).newbyteorder("<" if state[1] == "|" else state[1])
+
+
+def as_number(value: Any, where: str) -> float:
+    """A Python number out of the record of a numpy scalar (float32 or float64)."""
+    if not (isinstance(value, Call) and value.function.name == "scalar" and len(value.args) == 2):
+        raise CorruptData(f"{where}: not a number")
+    dtype = _as_dtype(value.args[0], where, ("f4", "f8"))
+    content = value.args[1]
+    if type(content) is not bytes or len(content) != dtype.itemsize:
+        raise CorruptData(f"{where}: not a number")
+    return float(np.frombuffer(content, dtype)[0])

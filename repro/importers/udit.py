@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from repro.importers.edm import load_exactly
+from repro.importers.nodes import Description, node_of
 from repro.models import dit, udit
 from repro.models.dit import DiT
 from repro.models.udit import UDiT
@@ -40,28 +39,14 @@ NAMED: dict[str, dict[str, Any]] = {
 }
 
 
-def build(name: str, config: Mapping[str, Any], state_dict: Mapping[str, Any]) -> nn.Module:
-    """A published network with its weights, in evaluation mode. Errors: see `repro.importers.build`.
+def describe(name: str, config: Mapping[str, Any]) -> Description:
+    """The published network `name` as one of ours. ValueError for an unknown name or argument.
 
     name: `DiT` or `U_DiT` with all arguments in `config`, or a size such as `DiT-XL/2` or `U-DiT-B`, whose arguments
-    `config` may change. A state dict within a checkpoint is found under its key `ema`. UsageError for a checkpoint of
-    the fused form: the branches of its feed-forwards are lost.
+    `config` may change.
     """
-    if "ema" in state_dict and isinstance(state_dict["ema"], Mapping):
-        state_dict = state_dict["ema"]
     arguments = dict(config)
-    # Building draws initial values that the state dict replaces: leave the caller's generator alone.
-    with torch.random.fork_rng(devices=[]):
-        net = _network(name, arguments)
-    state = {_released(key): value for key, value in state_dict.items()}
-    _check_form(net, state)
-    load_exactly(net, state)
-    return net.eval()
-
-
-def _network(name: str, arguments: dict[str, Any]) -> nn.Module:
     size = name.replace("_", "-").replace("/", "-")
-    net: nn.Module
     if size in NAMED:
         family = size.rpartition("DiT")[0] + "DiT"
         own = _sized(family, NAMED[size])
@@ -71,13 +56,9 @@ def _network(name: str, arguments: dict[str, Any]) -> nn.Module:
     else:
         raise ValueError(f"unknown U-DiT network {name!r}; known: DiT, U_DiT, {', '.join(NAMED)}")
     own |= {SHARED[key]: arguments.pop(key) for key in list(arguments) if key in SHARED and key != "num_heads"}
-    if family == "DiT":
-        net = DiT(**own)
-    else:
-        net = UDiT(**own)
     if arguments:
         raise ValueError(f"{name} has no argument {next(iter(arguments))!r}")
-    return net
+    return Description(node_of(DiT if family == "DiT" else UDiT, own))
 
 
 def _sized(family: str, spec: Mapping[str, Any]) -> dict[str, Any]:
@@ -135,16 +116,17 @@ def _feed_forward(arguments: dict[str, Any]) -> str:
     return "basic" if kind == "basic" else "reparameterised" if rep else "depthwise"
 
 
-def _released(key: str) -> str:
+def released_key(key: str) -> str:
     """A key with the names of the released code, whichever variant it comes from."""
     parts = [DEVELOPMENT.get(part, part) for part in key.split(".")]
     if "before_attn" in parts:
         at = parts.index("before_attn")
-        parts[at : at + 1] = ["downsampler"] if parts[at + 1] == "layer" else ["downsampler", "layer"]
+        last = parts[at + 1 : at + 2] == ["layer"]
+        parts[at : at + 1] = ["downsampler"] if last else ["downsampler", "layer"]
     return ".".join(parts)
 
 
-def _check_form(net: nn.Module, state: Mapping[str, Tensor]) -> None:
+def check_form(net: nn.Module, state: Mapping[str, Any]) -> None:
     """UsageError where the weights are of the fused form and the network is not."""
     for name, module in net.named_modules():
         if isinstance(module, ReparameterisedFeedForward):

@@ -11,14 +11,18 @@ from __future__ import annotations
 
 import dataclasses
 import struct
+from collections import OrderedDict
 from collections.abc import Callable, Collection
 from typing import Any
 
 from repro.errors import CorruptData
+from repro.importers.sources import Memory, Part, Source
 
 MAX_OPCODES = 10_000_000
 MAX_DEPTH = 200
 MAX_MEMO = 10_000_000
+INLINE = 4096
+"""Longer byte strings of a file stay there: the value is the `Part` of the source that holds them."""
 
 Name = tuple[str, str]
 
@@ -54,7 +58,7 @@ class _Refused(Exception):
     """Why a pickle is not read; `load` adds where."""
 
 
-def loads(data: bytes, allowed: Collection[Name], where: str, *, persistent: bool = False) -> Any:
+def loads(data: bytes | Source, allowed: Collection[Name], where: str, *, persistent: bool = False) -> Any:
     """The value of a pickle that is all of `data`.
 
     Args:
@@ -64,22 +68,25 @@ def loads(data: bytes, allowed: Collection[Name], where: str, *, persistent: boo
         persistent: whether persistent ids may occur.
 
     Returns:
-        None, bool, int, float, str, bytes, list, tuple, dict, set, `Global`, `Call`, `Persistent`, nested.
+        None, bool, int, float, str, bytes, list, tuple, dict, OrderedDict, set, `Global`, `Call`, `Persistent`, nested;
+        of a `Source` that is not in memory also `Part`, for long byte strings.
 
     Raises:
         CorruptData: anything else, with the offset of the opcode.
     """
-    value, end = load(data, allowed, where, persistent=persistent)
-    if end != len(data):
-        raise CorruptData(f"{where}: {len(data) - end} bytes follow the end of the pickle; not read")
+    source = Memory(data, where) if isinstance(data, bytes) else data
+    value, end = load(source, allowed, where, persistent=persistent)
+    if end != source.size:
+        raise CorruptData(f"{where}: {source.size - end} bytes follow the end of the pickle; not read")
     return value
 
 
 def load(
-    data: bytes, allowed: Collection[Name], where: str, *, offset: int = 0, persistent: bool = False
+    data: bytes | Source, allowed: Collection[Name], where: str, *, offset: int = 0, persistent: bool = False
 ) -> tuple[Any, int]:
     """The value of the pickle that begins at `offset`, and the offset after its end. Arguments as in `loads`."""
-    machine = _Machine(data, frozenset(allowed), offset, persistent)
+    source = Memory(data, where) if isinstance(data, bytes) else data
+    machine = _Machine(source, frozenset(allowed), offset, persistent)
     try:
         value = machine.run()
         _check_tree(value)
@@ -89,8 +96,8 @@ def load(
 
 
 class _Machine:
-    def __init__(self, data: bytes, allowed: frozenset[Name], offset: int, persistent: bool) -> None:
-        self.data = data
+    def __init__(self, source: Source, allowed: frozenset[Name], offset: int, persistent: bool) -> None:
+        self.source = source
         self.allowed = allowed
         self.persistent = persistent
         self.position = self.at = offset
@@ -119,22 +126,35 @@ class _Machine:
     # bytes
 
     def take(self, count: int) -> bytes:
-        if count < 0 or count > len(self.data) - self.position:
-            raise _Refused("the file is truncated")
-        part = self.data[self.position : self.position + count]
+        self.check(count)
+        part = self.source.read(self.position, count)
         self.position += count
         return part
+
+    def check(self, count: int) -> None:
+        if count < 0 or count > self.source.size - self.position:
+            raise _Refused("the file is truncated")
+
+    def content(self, layout: str) -> None:
+        """A byte string; a long one stays where it is, unless all is in memory."""
+        count = self.number(layout)
+        self.check(count)
+        if count <= INLINE or isinstance(self.source, Memory):
+            self.push(self.take(count))
+        else:
+            self.push(Part(self.source, self.position, count))
+            self.position += count
 
     def number(self, layout: str) -> int:
         return int(struct.unpack(layout, self.take(struct.calcsize(layout)))[0])
 
     def line(self) -> str:
-        end = self.data.find(b"\n", self.position, self.position + 1000)
+        part = self.source.read(self.position, min(1000, self.source.size - self.position))
+        end = part.find(b"\n")
         if end < 0:
-            raise _Refused("the file is truncated")
-        text = _text(self.take(end - self.position))
-        self.position += 1
-        return text
+            raise _Refused("a name without an end")
+        self.position += end + 1
+        return _text(part[:end])
 
     # stack
 
@@ -190,8 +210,7 @@ class _Machine:
             raise _Refused(f"pickle protocol {version}")
 
     def frame(self) -> None:
-        if self.number("<Q") > len(self.data) - self.position:
-            raise _Refused("the file is truncated")
+        self.check(self.number("<Q"))
 
     def mark(self) -> None:
         if len(self.marks) >= MAX_DEPTH:
@@ -207,12 +226,15 @@ class _Machine:
 
     def set_items(self, items: list[Any]) -> None:
         target = self.top()
-        if type(target) is not dict or len(items) % 2:
+        if type(target) not in (dict, OrderedDict) or len(items) % 2:
             raise _Refused("items are set on something that is no dict")
         keys = items[::2]
         for key in keys:
             if type(key) not in (str, int, bytes, bool):
                 raise _Refused(f"a dict key is a {type(key).__name__}")
+            if key in target:
+                raise _Refused(f"the dict key {_quoted(str(key))} is set twice")
+            target[key] = None
         target.update(zip(keys, items[1::2], strict=True))
         self.nested(target, items)
 
@@ -233,7 +255,7 @@ class _Machine:
         if type(module) is not str or type(name) is not str:
             raise _Refused("a global whose name is no text")
         if (module, name) not in self.allowed:
-            raise _Refused(f"names {_quoted(module)} {_quoted(name)}, which such a file has no use for")
+            raise _Refused(f"names {_quoted(f'{module}.{name}')}, which such a file has no use for")
         self.push(Global(module, name))
 
     def stack_global(self) -> None:
@@ -254,7 +276,9 @@ class _Machine:
                 return args[0].encode("latin1")
             except UnicodeEncodeError:
                 raise _Refused("a text that is not latin1") from None
-        if (function.module, function.name) == ("collections", "OrderedDict") and not args:
+        if not args and (function.module, function.name) == ("collections", "OrderedDict"):
+            return OrderedDict()
+        if not args and (function.module, function.name) == ("dnnlib.util", "EasyDict"):  # a dict with attribute access
             return {}
         made = Call(function, args)
         self.nested(made, args)
@@ -262,6 +286,8 @@ class _Machine:
 
     def build(self) -> None:
         state, target = self.pop(), self.top()
+        if type(target) is OrderedDict and type(state) is dict and list(state) == ["_metadata"]:
+            return  # versions of modules, which every state dict carries; of no use here
         if type(target) is not Call or target.state is not None or state is None:
             raise _Refused("a state is given to something that takes none")
         target.state = state
@@ -304,7 +330,7 @@ def _text(content: bytes) -> str:
 
 
 def _quoted(text: str) -> str:
-    return repr(text[:60])
+    return repr(text[:100])
 
 
 _ACTIONS: dict[int, Callable[[_Machine], None]] = {
@@ -335,10 +361,10 @@ _ACTIONS: dict[int, Callable[[_Machine], None]] = {
     ord("X"): _sized("<I", _text),
     0x8C: _sized("<B", _text),
     0x8D: _sized("<Q", _text),
-    ord("B"): _sized("<I", bytes),
-    ord("C"): _sized("<B", bytes),
-    0x8E: _sized("<Q", bytes),
-    0x96: _sized("<Q", bytes),  # BYTEARRAY8
+    ord("B"): lambda m: m.content("<I"),
+    ord("C"): lambda m: m.content("<B"),
+    0x8E: lambda m: m.content("<Q"),
+    0x96: lambda m: m.content("<Q"),  # BYTEARRAY8
     ord("q"): lambda m: m.remember(m.number("<B")),
     ord("r"): lambda m: m.remember(m.number("<I")),
     0x94: lambda m: m.remember(len(m.memo)),
@@ -353,7 +379,8 @@ _ACTIONS: dict[int, Callable[[_Machine], None]] = {
 }
 
 
-def _children(value: Any) -> list[Any]:
+def children(value: Any) -> list[Any]:
+    """What a value of `loads` holds directly."""
     if isinstance(value, dict):
         return list(value.values())
     if isinstance(value, list | tuple):
@@ -371,17 +398,17 @@ def _check_tree(root: Any) -> None:
     while work:
         value, done = work.pop()
         key = id(value)
-        children = _children(value)
+        inner = children(value)
         if done:
             open_.discard(key)
-            depth[key] = 1 + max((depth.get(id(child), 0) for child in children), default=0)
+            depth[key] = 1 + max((depth.get(id(child), 0) for child in inner), default=0)
             if depth[key] > 2 * MAX_DEPTH:  # a call adds the level of its arguments
                 raise _Refused(f"nested more than {MAX_DEPTH} deep")
             continue
-        if key in depth or not children:
+        if key in depth or not inner:
             continue
         if key in open_:
             raise _Refused("a value contains itself")
         open_.add(key)
         work.append((value, True))
-        work += [(child, False) for child in children]
+        work += [(child, False) for child in inner]

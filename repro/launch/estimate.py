@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from repro import cache
-from repro.cells import Resolved
+from repro.cells import Leg, Resolved
 from repro.config import Node, build
 from repro.identity import digest
 from repro.launch.cluster import Cluster
@@ -88,56 +88,64 @@ def cost(jobs: Sequence[tuple[Job, Work]], cluster: Cluster) -> Cost:
 
 def work(job: Job, folders: Folders | None = None) -> Work:
     """What is left to do of a job (backward = twice the forward pass)."""
-    wanted = [request.resolve() for request in job.wanted]
-    forward, parameters = network(wanted[0])
-    tracked = [track(resolved) for resolved in wanted]
-    times = {time for track in tracked for time in track["times"]}
-    profiles = {name for track in tracked for name in track["profiles"]}
-    done = trained_nimg(folders.runs / wanted[0].run) if folders else 0
+    legs = job.legs()
+    forward, parameters = network(legs[0].trajectory.args["denoiser"])
+    tracked = [track(leg) for leg in legs]
+    times = {time for one in tracked for time in one["times"]}
+    profiles = {name for one in tracked for name in one["profiles"]}
+    trained = not job.wanted[0].imported
+    done = trained_nimg(folders.runs / legs[0].run) if folders else 0
     sampled = 0.0
     for request, count in Counter(task.request for task in job.tasks).items():
         resolved = request.resolve()
         sampled += count * nfe(resolved) * resolved.evaluation.args["num_samples"]
     return Work(
-        train_flops=3 * forward * max(0, max(times) - done),
+        train_flops=3 * forward * max(0, max(times) - done) * trained,
         evaluation_flops=forward * sampled,
-        disk_bytes=4 * parameters * (len(times) * len(profiles) + 2 * (3 + len(profiles))),
+        disk_bytes=4 * parameters * (len(times) * len(profiles) + 2 * (3 + len(profiles))) * trained,
     )
 
 
-def network(resolved: Resolved) -> tuple[float, int]:
-    """(FLOPs of one image's forward pass, parameters) of a cell's network."""
-    key = digest(resolved.config["args"]["trajectory"]["args"]["denoiser"])
-    flops, parameters = cache.remember("network", key, lambda: _count(resolved.trajectory.args["denoiser"]))
+def network(denoiser: Node) -> tuple[float, int]:
+    """(FLOPs of one image's forward pass, parameters) of a network."""
+    flops, parameters = cache.remember("network", digest(_form(denoiser)), lambda: _count(denoiser))
     return float(flops), int(parameters)
 
 
 def nfe(resolved: Resolved) -> int:
     """Denoiser calls an image of a cell's sampler; of an adaptive one a rough figure."""
+    sampler = resolved.evaluation.args["sampler"]
 
     def count() -> int:
         from repro.diffusion.samplers import count_nfe
 
-        return count_nfe(build(resolved.evaluation.args["sampler"]))
+        return count_nfe(build(sampler))
 
-    calls: int = cache.remember("nfe", digest(resolved.config["args"]["evaluation"]["args"]["sampler"]), count)
+    calls: int = cache.remember("nfe", digest(_form(sampler)), count)
     return calls
 
 
-def track(resolved: Resolved) -> dict[str, Any]:
+def track(leg: Leg) -> dict[str, Any]:
     """{"profiles": names of the averages that training keeps for a cell, "times": images at which it writes them}."""
-    milestones = resolved.selection().milestones()
 
     def find() -> dict[str, Any]:
-        ema = resolved.ema()
+        ema = build(leg.ema)
         return {
             "profiles": [profile.name for profile in ema.profiles()],
-            "times": sorted({time for milestone in milestones for time in ema.times(milestone)}),
+            "times": sorted({time for milestone in leg.milestones for time in ema.times(milestone)}),
         }
 
-    key = digest([resolved.config["args"]["evaluation"]["args"]["ema"], milestones])
-    tracked: dict[str, Any] = cache.remember("track", key, find)
+    tracked: dict[str, Any] = cache.remember("track", digest([_form(leg.ema), list(leg.milestones)]), find)
     return tracked
+
+
+def _form(value: Any) -> Any:
+    """A tree as JSON: what is built from it follows from this and the sources. Needs no class, and so no torch."""
+    if isinstance(value, Node):
+        return [value.name, {key: _form(item) for key, item in value.args.items()}]
+    if isinstance(value, dict):
+        return {str(key): _form(item) for key, item in value.items()}
+    return [_form(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _count(denoiser: Node) -> tuple[float, int]:

@@ -9,6 +9,7 @@ the score has the same bits on any number of ranks, and no rank holds more than 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import io
 import os
@@ -69,6 +70,8 @@ class Scoring:
         progress: called with (images done by this rank, images of this rank).
         stop: called after every sampler step; raises to end.
         world: the processes that score together; they share the folder of the run.
+        guide: the network that guides the sampler, likewise, or None.
+        decode: (N, C, h, w) network output -> uint8 images, where the network's are latents; None for pixels.
         wait_seconds: how long rank 0 waits for a block that another rank does not deliver.
     """
 
@@ -83,6 +86,8 @@ class Scoring:
     progress: Callable[[int, int], None] = lambda done, total: None
     stop: Callable[[], None] = lambda: None
     world: World = World()
+    guide: Network | None = None
+    decode: Callable[[Tensor], Tensor] | None = None
     wait_seconds: float = 3600.0
 
     def __post_init__(self) -> None:
@@ -139,14 +144,15 @@ class Scoring:
     def _make(self, start: int, extractor: Extractor | None, done: int, total: int) -> Block:
         """Sample one block; its images, or their features (and the images that somebody wants to see)."""
         first, protocol = self.first_seed + start, self.evaluation.protocol
+        sampler = self.evaluation.sampler
         images, nfe = generate(
             self.net,
-            self.evaluation.sampler,
+            sampler if self.guide is None else functools.partial(sampler, guide=self.guide),
             range(first, first + self._count(start)),
             labels=protocol.labels,  # type: ignore[arg-type]  # checked by the protocol
             batch=min(self.execution.sample_batch, self.block),
             device=self.execution.device,
-            quantise=beyond_truncation(protocol.quantise),
+            quantise=self.decode or beyond_truncation(protocol.quantise),
             progress=lambda part, _: self.progress(done + part, total),
             stop=self.stop,
         )
@@ -191,10 +197,10 @@ class Scoring:
         return torch.from_numpy(images[:GRID_IMAGES])
 
 
-def identity_of(evaluation_hash: str, net: nn.Module) -> str:
+def identity_of(evaluation_hash: str, *nets: nn.Module) -> str:
     """What generated images depend on beside their seeds: the configuration, and the weights themselves."""
     weights = hashlib.sha256()
-    for name, value in sorted(net.state_dict().items()):
+    for name, value in (item for net in nets for item in sorted(net.state_dict().items())):
         weights.update(name.encode())
         weights.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest([evaluation_hash, weights.hexdigest()])

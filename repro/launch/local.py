@@ -70,11 +70,13 @@ class LocalExecutor:
         self.failures: list[Failure] = []
         self.interrupted = False
         self._begun: set[str] = set()
+        self._open: set[str] = set()
         self._context = multiprocessing.get_context("spawn")
 
     def run(self, jobs: Sequence[Job]) -> list[Failure]:
         """Do all jobs; returns those that failed. Ctrl-C lets every worker save its state, then sets `interrupted`."""
         waiting: deque[tuple[float, Job]] = deque((0.0, job) for job in jobs)
+        self._open = {job.trajectory_hash for job in jobs}
         slots = [self._start() for _ in range(min(self.workers, len(jobs)))]
         try:
             while waiting or any(slot.job for slot in slots):
@@ -108,7 +110,7 @@ class LocalExecutor:
                 continue
             for _ in range(len(waiting)):
                 due, job = waiting.popleft()
-                if due > time.monotonic():
+                if due > time.monotonic() or self._open.intersection(job.after):
                     waiting.append((due, job))
                     continue
                 slot.job = job
@@ -138,6 +140,7 @@ class LocalExecutor:
                 continue
             slot.job = None
             if kind == "done":
+                self._open.discard(job.trajectory_hash)
                 self.display.end(job, "done")
             elif kind == "busy":
                 self.display.update(job, {"phase": "wait", "fraction": 0.0, "owner": content})
@@ -157,6 +160,7 @@ class LocalExecutor:
         slots[slots.index(slot)] = self._start()
 
     def _fail(self, failure: Failure) -> None:
+        self._open.discard(failure.job.trajectory_hash)
         self.failures.append(failure)
         self.display.end(failure.job, f"failed: {failure.message}")
 

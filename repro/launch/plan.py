@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from repro.cells import Resolved, resolve, resolve_text
+from repro.cells import Leg, Resolved, resolve, resolve_text
+from repro.config import build
 from repro.errors import CorruptData, MissingPrerequisite
+from repro.published import Imported, check_fits, import_commands, read_imported
 from repro.results.records import read_record, record_path
 from repro.tables import Cell, find_cell
 
@@ -31,19 +33,27 @@ class Folders:
 class Request:
     """One replicate of a cell, in words that a worker can resolve anew.
 
-    text: the whole configuration, where later edits of the files must not reach the worker; '' reads the files.
+    imported: folders of imported weights, of the network and of its guide; none where they are trained. text: the whole
+    configuration, where later edits of the files must not reach the worker; '' reads the files.
     """
 
     cell: str
     scale: str
     bindings: tuple[str, ...]
     seed: int
+    imported: tuple[str, ...] = ()
     text: str = ""
 
     def resolve(self) -> Resolved:
         if self.text:
-            return resolve_text(find_cell(self.cell), self.text, seed=self.seed)
-        return resolve(find_cell(self.cell), self.scale, self.bindings, seed=self.seed)
+            resolved = resolve_text(find_cell(self.cell), self.text, seed=self.seed)
+        else:
+            resolved = resolve(find_cell(self.cell), self.scale, self.bindings, seed=self.seed)
+        return resolved.with_imported(*(one.sha256 for one in self.published())) if self.imported else resolved
+
+    def published(self) -> list[Imported]:
+        """The imported checkpoints: of the network, then of its guide."""
+        return [read_imported(Path(folder)) for folder in self.imported]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,18 +70,27 @@ class Task:
 class Job:
     """One trajectory and the evaluations on it that are missing.
 
-    wanted: every request that shares the trajectory; the training run keeps what all of them need.
+    wanted: every request that shares the trajectory; the training run keeps what all of them need. tasks: none for a
+    run that only guides others; after: trajectories of other jobs that guide this one, which have to be there first.
     """
 
     trajectory_hash: str
     wanted: tuple[Request, ...]
     tasks: tuple[Task, ...]
+    after: tuple[str, ...] = ()
+
+    def legs(self) -> list[Leg]:
+        """What each of `wanted` asks of the trajectory."""
+        legs = [leg for request in self.wanted for leg in request.resolve().legs]
+        return [leg for leg in legs if leg.trajectory_hash == self.trajectory_hash]
 
     @property
     def title(self) -> str:
         """For progress lines: the first cell that needs it, and the replicate."""
         request = self.tasks[0].request if self.tasks else self.wanted[0]
-        return f"{request.cell.split('/', 2)[2]} seed {request.seed}"
+        role = "" if self.tasks else "guide of "
+        which = "imported" if request.imported else f"seed {request.seed}"
+        return f"{role}{request.cell.split('/', 2)[2]} {which}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +107,12 @@ class Plan:
 
 
 def make_plan(
-    cells: Sequence[Cell], scale: str, bindings: Sequence[str], seeds: Iterable[int], runs: Sequence[Path]
+    cells: Sequence[Cell],
+    scale: str,
+    bindings: Sequence[str],
+    seeds: Iterable[int],
+    runs: Sequence[Path],
+    published: Mapping[str, Sequence[Imported]] = {},
 ) -> Plan:
     """Plan some replicates of some cells.
 
@@ -96,7 +120,13 @@ def make_plan(
         cells: the cells; those of equal trajectories share a job.
         seeds: training seeds.
         runs: folders to look for records in.
+        published: name of a cell -> imported weights, of the network and of its guide, that are evaluated in place of
+            training them, once.
+
+    Raises:
+        UsageError: imported weights of another network than the cell's.
     """
+    seeds = list(seeds)
     wanted: dict[str, list[Request]] = {}
     tasks: dict[str, list[Task]] = {}
     done = 0
@@ -104,10 +134,15 @@ def make_plan(
     seen: set[tuple[str, int, int]] = set()
     for cell in cells:
         base = resolve(cell, scale, bindings)
-        for seed in seeds:
+        imported = published.get(cell.name, ())
+        if imported:
+            check_fits(base, *imported)
+            base = base.with_imported(*(one.sha256 for one in imported))
+        for seed in [base.seed] if imported else seeds:
             resolved = base.with_seed(seed)
-            request = Request(cell.name, scale, tuple(bindings), seed)
-            wanted.setdefault(resolved.trajectory_hash, []).append(request)
+            request = Request(cell.name, scale, tuple(bindings), seed, tuple(str(one.folder) for one in imported))
+            for leg in resolved.legs:
+                wanted.setdefault(leg.trajectory_hash, []).append(request)
             selection = resolved.selection()
             for milestone in selection.milestones():
                 for k in range(selection.ranges):
@@ -120,8 +155,49 @@ def make_plan(
                     else:
                         task = Task(request, resolved.evaluation_hash, milestone, k)
                         tasks.setdefault(resolved.trajectory_hash, []).append(task)
-    jobs = [Job(name, tuple(wanted[name]), tuple(found)) for name, found in tasks.items()]
-    return Plan(jobs, done, problems)
+    return Plan(_jobs(wanted, tasks, runs[0]), done, problems)
+
+
+def merged(plans: Sequence[Plan]) -> Plan:
+    """One plan for all: jobs of one trajectory become one job."""
+    jobs: dict[str, Job] = {}
+    for job in (job for plan in plans for job in plan.jobs):
+        known = jobs.setdefault(job.trajectory_hash, dataclasses.replace(job, wanted=(), tasks=(), after=()))
+        jobs[job.trajectory_hash] = dataclasses.replace(
+            known,
+            wanted=(*known.wanted, *job.wanted),
+            tasks=(*known.tasks, *job.tasks),
+            after=tuple(dict.fromkeys((*known.after, *job.after))),
+        )
+    guides_first = sorted(jobs.values(), key=lambda job: bool(job.after))
+    return Plan(guides_first, sum(plan.done for plan in plans), [line for plan in plans for line in plan.problems])
+
+
+def _jobs(wanted: dict[str, list[Request]], tasks: dict[str, list[Task]], runs: Path) -> list[Job]:
+    """One job a trajectory: first those that guide others and are still to be trained for it."""
+    after: dict[str, dict[str, None]] = {name: {} for name in tasks}
+    guides: dict[str, None] = {}
+    for name, found in tasks.items():
+        for task in found:
+            for leg in task.request.resolve().legs[1:]:
+                if leg.trajectory_hash != name and not _is_trained(leg, runs):
+                    after[name][leg.trajectory_hash] = None
+                    guides[leg.trajectory_hash] = None
+    names = [*guides, *(name for name in tasks if name not in guides)]
+    return [Job(name, tuple(wanted[name]), tuple(tasks.get(name, ())), tuple(after.get(name, ()))) for name in names]
+
+
+def _is_trained(leg: Leg, runs: Path) -> bool:
+    """Whether the snapshots that a guide's average needs lie in the folder of runs."""
+    from repro.training import snapshots  # imports torch: only a missing evaluation with a guide needs it
+
+    ema = build(leg.ema)
+    return all(
+        snapshots.path(runs / leg.run, time, profile.name).exists()
+        for milestone in leg.milestones
+        for time in ema.times(milestone)
+        for profile in ema.profiles()
+    )
 
 
 def has_record(runs: Sequence[Path], resolved: Resolved, milestone: int, k: int, problems: list[str]) -> bool:
@@ -139,6 +215,12 @@ def has_record(runs: Sequence[Path], resolved: Resolved, milestone: int, k: int,
     return False
 
 
+def scored_without_data(resolved: Resolved) -> bool:
+    """Whether imported weights are scored without the data set: the reference is stored statistics, and no VAE, which
+    the data set's manifest names, has to decode the images."""
+    return bool(resolved.protocol().streamed) and resolved.dataset().source.form == "pixels"
+
+
 def check_prerequisites(
     cells: Sequence[Cell],
     scale: str,
@@ -146,30 +228,39 @@ def check_prerequisites(
     folders: Folders,
     train: bool,
     say: Callable[[str], None] = lambda line: None,
+    published: Mapping[str, Sequence[Imported]] = {},
 ) -> None:
     """Raise MissingPrerequisite, naming all that is missing, before hours are spent on the way to it.
 
-    Where nothing is missing but extractor weights, they are fetched.
+    Where nothing is missing but extractor weights, they are fetched. published: see `make_plan`.
     """
+    from repro.data.decoding import missing_decoder  # heavy
+
     missing: dict[str, None] = {}
+    unimported: dict[str, list[str]] = {}
     protocols: dict[str, Any] = {}
     for cell in cells:
         resolved = resolve(cell, scale, bindings)
-        if resolved.scale == "full" and cell.starred and not train:
-            missing[
-                f"{cell.name}: the paper evaluates published weights here, and this version cannot import any; "
-                "--train trains the network instead, and the table says so"
-            ] = None
-        if resolved.dataset().source.form != "pixels":
-            missing[
-                f"{cell.name}: its images are latents, and this version cannot decode generated ones to score them"
-            ] = None
+        imported = cell.name in published
+        if resolved.scale == "full" and cell.starred and not train and not imported:
+            unimported.setdefault(import_commands(cell), []).append(cell.name)
+            imported = True  # they will be, and no data are needed then
+        resolved.check_guide()
+        for line in missing_decoder(resolved.dataset(), folders.data, folders.weights):
+            missing[line] = None
         protocol = resolved.protocol()
         for line in protocol.missing(folders.weights):
             missing[line] = None
             protocols[line] = protocol
-        for line in resolved.dataset().missing(folders.data):
-            missing[line] = None
+        if not (imported and scored_without_data(resolved)):
+            for line in resolved.dataset().missing(folders.data):
+                missing[line] = None
+    for command, names in unimported.items():
+        more = f" and {len(names) - 1} more cells" if len(names) > 1 else ""
+        missing[
+            f"{names[0]}{more}: the paper evaluates published weights here: {command} makes them usable; "
+            "--train trains the network instead, and the table says so"
+        ] = None
     fetchable = {line: protocol for line, protocol in protocols.items() if "doctor --download" in line}
     if fetchable.keys() == missing.keys():
         for protocol in fetchable.values():

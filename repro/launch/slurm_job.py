@@ -76,10 +76,10 @@ def check_same(payload: Mapping[str, Any]) -> None:
         )
     job = job_from_plain(payload["job"])
     for request in job.wanted:
-        found = request.resolve().trajectory_hash
-        if found != job.trajectory_hash:
+        found = [leg.trajectory_hash for leg in request.resolve().legs]
+        if job.trajectory_hash not in found:
             raise Refused(
-                f"{request.cell}: its configuration resolves to {found[:16]} here, was submitted as "
+                f"{request.cell}: its configuration resolves to {found[0][:16]} here, was submitted as "
                 f"{job.trajectory_hash[:16]}: cancel and submit again"
             )
     for task in job.tasks:

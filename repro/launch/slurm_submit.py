@@ -35,9 +35,12 @@ def arrays_of(jobs: Sequence[Job], trained: Callable[[Job], bool], cluster: Clus
     """
     arrays: list[Array] = []
     number = 0
-    groups = ([job for job in jobs if not trained(job)], [job for job in jobs if trained(job)])
-    for group, training in zip(groups, (True, False), strict=True):
+    guides: tuple[str, ...] = ()
+    for guided, training in ((False, True), (False, False), (True, True), (True, False)):
+        group = [job for job in jobs if bool(job.after) == guided and trained(job) != training]
         ordered = sorted(group, key=lambda job: -len(job.tasks))
+        if guided and training:
+            guides = tuple(array.name for array in arrays if array.stage == "train")
         for start in range(0, len(ordered), limit):
             some = ordered[start : start + limit]
             after = f"train{number}" if training else ""
@@ -47,7 +50,7 @@ def arrays_of(jobs: Sequence[Job], trained: Callable[[Job], bool], cluster: Clus
             for part in range(parts):
                 dealt = [dataclasses.replace(job, tasks=job.tasks[part::parts]) for job in some]
                 name = f"evaluate{number}" if parts == 1 else f"evaluate{number}.{part}"
-                arrays.append(Array(name, "evaluate", tuple(job for job in dealt if job.tasks), after))
+                arrays.append(Array(name, "evaluate", tuple(job for job in dealt if job.tasks), after, guides))
             number += 1
     return arrays
 
@@ -162,9 +165,10 @@ def parameters(
     }
     if cluster.mem_gb is not None:
         more["mem"] = f"{round(cluster.mem_gb * 1024)}M"
-    if array.after:
-        number, size = numbers[array.after]
-        told["dependency"] = _dependency(number, size, len(array.jobs))
+    waits = [_dependency(*numbers[array.after], len(array.jobs))] if array.after else []
+    waits += [f"afterok:{numbers[name][0]}" for name in array.guides if name != array.after]
+    if waits:
+        told["dependency"] = ",".join(waits)
         more["kill-on-invalid-dep"] = "yes"
     told["additional_parameters"] = more
     return {name: value for name, value in told.items() if value is not None}

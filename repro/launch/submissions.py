@@ -63,12 +63,14 @@ class Member:
 
 @dataclasses.dataclass(frozen=True)
 class Array:
-    """Members that one sbatch submits; `after`: the array whose members of equal index must have succeeded, or ''."""
+    """Members that one sbatch submits; `after`: the array whose members of equal index must have succeeded, or '';
+    guides: arrays that must have succeeded as a whole, because they train guides of these members."""
 
     name: str
     stage: Stage
     jobs: tuple[Job, ...]
     after: str = ""
+    guides: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,26 +163,29 @@ def job_to_plain(job: Job) -> dict[str, Any]:
         "requests": [dataclasses.astuple(request) for request in requests],
         "wanted": [place[request] for request in job.wanted],
         "tasks": [[place[t.request], t.evaluation_hash, t.milestone, t.range] for t in job.tasks],
+        "after": list(job.after),
     }
 
 
 def job_from_plain(content: Mapping[str, Any]) -> Job:
     """The job that `job_to_plain` was given."""
     requests = [
-        Request(cell, scale, tuple(bindings), seed, text) for cell, scale, bindings, seed, text in content["requests"]
+        Request(cell, scale, tuple(bindings), seed, tuple(imported), text)
+        for cell, scale, bindings, seed, imported, text in content["requests"]
     ]
     tasks = tuple(Task(requests[at], name, milestone, k) for at, name, milestone, k in content["tasks"])
-    return Job(content["trajectory"], tuple(requests[at] for at in content["wanted"]), tasks)
+    wanted = tuple(requests[at] for at in content["wanted"])
+    return Job(content["trajectory"], wanted, tasks, tuple(content["after"]))
 
 
 def _array_to_plain(array: Array) -> dict[str, Any]:
     jobs = [job_to_plain(without_text(job)) for job in array.jobs]
-    return {"name": array.name, "stage": array.stage, "after": array.after, "jobs": jobs}
+    return {"name": array.name, "stage": array.stage, "after": array.after, "guides": list(array.guides), "jobs": jobs}
 
 
 def _array_from_plain(content: Mapping[str, Any]) -> Array:
     jobs = tuple(job_from_plain(job) for job in content["jobs"])
-    return Array(content["name"], content["stage"], jobs, content["after"])
+    return Array(content["name"], content["stage"], jobs, content["after"], tuple(content["guides"]))
 
 
 def without_text(job: Job) -> Job:
@@ -196,4 +201,4 @@ def with_texts(job: Job, texts: Mapping[Request, str]) -> Job:
         return dataclasses.replace(plain, text=texts.get(plain, ""))
 
     tasks = tuple(dataclasses.replace(task, request=told(task.request)) for task in job.tasks)
-    return Job(job.trajectory_hash, tuple(told(request) for request in job.wanted), tasks)
+    return dataclasses.replace(job, wanted=tuple(told(request) for request in job.wanted), tasks=tasks)

@@ -10,28 +10,31 @@ import os
 import shutil
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 from repro import assets
-from repro.cells import Resolved
+from repro.cells import Leg, Resolved
 from repro.config import build, canonical
 from repro.data.prefetch import rank_slices
 from repro.data.stream import ImageStream
 from repro.diffusion.draws import derive_seed
 from repro.errors import MissingPrerequisite, UsageError
-from repro.experiment import Execution, Trajectory
+from repro.experiment import Evaluation, Execution, Trajectory
 from repro.files import make_folder, remove_leftovers, write_atomic, write_json
+from repro.importers.folders import fill
 from repro.launch.claims import Claim, Owner, acquire, how_to_release
 from repro.launch.evaluate import Scoring, identity_of
-from repro.launch.plan import Folders, Job, Task, has_record
-from repro.metrics.feature_protocol import FeatureProtocol
+from repro.launch.plan import Folders, Job, Request, Task, has_record, scored_without_data
 from repro.pictures import write_grid
+from repro.published import BARE, Imported
 from repro.results import provenance
 from repro.results.records import Metric, Record, record_path, write_record
+from repro.sampling import Network
 from repro.training import snapshots
 from repro.training.distributed import World
 from repro.training.loop import Interrupted, Tracked, Trainer
@@ -69,25 +72,30 @@ class Worker:
         on the trajectory, so that several processes can share its evaluations.
         """
         resolved = job.wanted[0].resolve()
-        if resolved.trajectory_hash != job.trajectory_hash:
+        leg = next((leg for leg in resolved.legs if leg.trajectory_hash == job.trajectory_hash), None)
+        if leg is None:
             raise UsageError(
                 f"{job.wanted[0].cell}: resolves to {resolved.trajectory_hash[:16]} here, was planned as "
                 f"{job.trajectory_hash[:16]}: the configuration or the package changed in between"
             )
         execution = settle(build(resolved.execution), self.world)
-        folder = make_folder(self.folders.runs / resolved.run)
+        folder = make_folder(self.folders.runs / leg.run)
         if stage == "evaluate":
-            return self._work(job, resolved, folder, execution, stage)
+            return self._work(job, leg, resolved.text, folder, execution, stage)
         with self._claimed(folder) as owner:
-            return owner or self._work(job, resolved, folder, execution, stage)
+            return owner or self._work(job, leg, resolved.text, folder, execution, stage)
 
-    def _work(self, job: Job, resolved: Resolved, folder: Path, execution: Execution, stage: Stage) -> str | None:
+    def _work(self, job: Job, leg: Leg, text: str, folder: Path, execution: Execution, stage: Stage) -> str | None:
         pending: list[Task] = self.world.from_first([t for t in job.tasks if not self._done(t)])
-        if not pending:
+        if job.tasks and not pending:
             return None
-        trajectory, stream = self._open(resolved, execution)
-        if stage != "evaluate":
-            self._train(job, resolved, trajectory, stream, folder, execution)
+        imported = bool(job.wanted[0].imported)
+        needed = not (imported and scored_without_data(job.wanted[0].resolve()))
+        trajectory, stream = self._open(leg, execution, needed)
+        if imported:
+            self._describe(job.wanted[0], leg, text, folder)
+        elif stream is not None and stage != "evaluate":
+            self._train(job, leg, text, trajectory, stream, folder, execution)
         busy = None
         for index, task in enumerate(pending if stage != "train" else ()):
             with self._claimed(make_folder(self._record(task).parent)) as owner:
@@ -131,12 +139,15 @@ class Worker:
     def _done(self, task: Task) -> bool:
         return has_record(self.folders.readable, task.request.resolve(), task.milestone, task.range, [])
 
-    def _open(self, resolved: Resolved, execution: Execution) -> tuple[Trajectory, ImageStream]:
+    def _open(self, leg: Leg, execution: Execution, needed: bool) -> tuple[Trajectory, ImageStream | None]:
+        """The built trajectory and its data; None where they are not needed."""
         if execution.threads:
             torch.set_num_threads(execution.threads)
-        trajectory = build_trajectory(resolved)
+        trajectory = build_trajectory(leg)
         if execution.compile:
             compile_network(trajectory.denoiser.model, execution.device)
+        if not needed:
+            return trajectory, None
         stream = trajectory.data.open(self.folders.data, trajectory.seed)
         world = self.world
         stream.read_ahead(
@@ -144,10 +155,20 @@ class Worker:
         )
         return trajectory, stream
 
+    def _describe(self, request: Request, leg: Leg, text: str, folder: Path) -> None:
+        """The manifest of a trajectory that was not trained here."""
+        if self.world.first:
+            told = request.resolve().config["args"]["trajectory"]
+            origin, sources = origin_of(request.published()[0]), assets.sources_sha256()
+            manifest = {"trajectory_hash": leg.trajectory_hash, "config": told, "imported": origin}
+            write_json(folder / "manifest.json", {**manifest, "sources_sha256": sources})
+            write_atomic(folder / "config.gin", text.encode())
+
     def _train(
         self,
         job: Job,
-        resolved: Resolved,
+        leg: Leg,
+        text: str,
         trajectory: Trajectory,
         stream: ImageStream,
         folder: Path,
@@ -158,8 +179,8 @@ class Worker:
         profiles = {profile.name: profile for ema, _ in needs for profile in ema.profiles()}
         milestones = sorted({time for ema, milestone in needs for time in ema.times(milestone)})
         manifest = {
-            "trajectory_hash": resolved.trajectory_hash,
-            "config": canonical(resolved.trajectory),
+            "trajectory_hash": leg.trajectory_hash,
+            "config": canonical(leg.trajectory),
             "data_manifest_sha256": stream.manifest_sha256,
             "sources_sha256": assets.sources_sha256(),
             "execution": dataclasses.asdict(execution),
@@ -173,7 +194,7 @@ class Worker:
 
         tracked = Tracked(profiles, milestones)
         trainer = Trainer(
-            trajectory, resolved.trajectory_hash, stream, folder, tracked, execution, progress, self._stop, self.world
+            trajectory, leg.trajectory_hash, stream, folder, tracked, execution, progress, self._stop, self.world
         )
         begin = trainer.nimg
         # The trainer has accepted the folder: only now may its description change.
@@ -183,16 +204,53 @@ class Worker:
         }
         if self.world.first:
             write_json(folder / "manifest.json", manifest)
-            write_atomic(folder / "config.gin", resolved.text.encode())
+            write_atomic(folder / "config.gin", text.encode())
         for note in trainer.notes:
-            self.report({"note": f"{job.title} ({resolved.run}): {note}"})
+            self.report({"note": f"{job.title} ({leg.run}): {note}"})
         trainer.run()
+
+    def _check_manifest(self, folder: Path, meta: dict[str, str], stream: ImageStream | None) -> None:
+        assert stream is not None
+        if meta["data_manifest"] != stream.manifest_sha256:
+            raise UsageError(
+                f"{folder}: was trained on another data manifest ({meta['data_manifest'][:16]}) than that of "
+                f"{self.folders.data} ({stream.manifest_sha256[:16]})"
+            )
+
+    def _guide(
+        self,
+        resolved: Resolved,
+        evaluation: Evaluation,
+        stream: ImageStream | None,
+        execution: Execution,
+        imported: Sequence[Imported],
+    ) -> Network | None:
+        """The guiding network with its averaged weights, which are imported or another job has trained before."""
+        if evaluation.guide is None:
+            return None
+        if imported:
+            fill_imported(evaluation.guide.trajectory.denoiser, imported[1])
+            return evaluation.guide.trajectory.denoiser.to(execution.device).eval()
+        leg = resolved.legs[1]
+        folder = self.folders.runs / leg.run
+        net = evaluation.guide.trajectory.denoiser.to(execution.device).eval()
+        meta = evaluation.guide.ema.load(folder, leg.trajectory_hash, evaluation.guide.milestone_nimg, net)
+        self._check_manifest(folder, meta, stream)
+        return net
+
+    def _decoder(self, trajectory: Trajectory, execution: Execution) -> Callable[[Tensor], Tensor] | None:
+        """What makes images of generated latents; None where the network makes images itself."""
+        if trajectory.data.source.form == "pixels":
+            return None
+        from repro.data.decoding import latent_decoder
+
+        return latent_decoder(trajectory.data, self.folders.data, self.folders.weights, execution.device)
 
     def _evaluate(
         self,
         task: Task,
         trajectory: Trajectory,
-        stream: ImageStream,
+        stream: ImageStream | None,
         folder: Path,
         execution: Execution,
         position: tuple[int, int],
@@ -200,12 +258,15 @@ class Worker:
         resolved = task.request.resolve()
         evaluation = build(resolved.evaluation)
         net = trajectory.denoiser.eval()
-        meta = evaluation.ema.load(folder, resolved.trajectory_hash, task.milestone, net)
-        if meta["data_manifest"] != stream.manifest_sha256:
-            raise UsageError(
-                f"{folder}: was trained on another data manifest ({meta['data_manifest'][:16]}) than that of "
-                f"{self.folders.data} ({stream.manifest_sha256[:16]})"
-            )
+        imported = task.request.published()
+        if imported:
+            fill_imported(net, imported[0])
+            meta = {"nimg": str(imported[0].nimg or 0), "data_manifest": stream.manifest_sha256 if stream else ""}
+        else:
+            meta = evaluation.ema.load(folder, resolved.trajectory_hash, task.milestone, net)
+            self._check_manifest(folder, meta, stream)
+        guide = self._guide(resolved, evaluation, stream, execution, imported)
+        decode = self._decoder(trajectory, execution)
         path = self._record(task)
         first = task.range * evaluation.num_samples
 
@@ -218,20 +279,23 @@ class Worker:
             if self._stop():
                 raise Interrupted("stopped while sampling; the same command continues after the last whole block")
 
-        streamed = isinstance(evaluation.protocol, FeatureProtocol)
-        reference = torch.empty(0) if streamed else stream.all_images()  # a whole data set: only where it is compared
+        reference = torch.empty(0)
+        if stream is not None and not evaluation.protocol.streamed:  # a whole data set: only where it is compared
+            reference = stream.all_images()
         scoring = Scoring(
             net,
             evaluation,
             first,
             make_folder(path.parent),
-            identity_of(resolved.evaluation_hash, net),
+            identity_of(resolved.evaluation_hash, *([net] if guide is None else [net, guide])),
             reference,
             self.folders.weights,
             execution,
             progress,
             stop,
             self.world,
+            guide,
+            decode,
         )
         scored = scoring.run()
         if scored is None:
@@ -256,7 +320,8 @@ class Worker:
                 name: Metric(float(v), evaluation.num_samples, protocol["class"]) for name, v in scored.scores.items()
             },
             protocol=protocol,
-            weights="trained",
+            weights="imported" if imported else "trained",
+            imported=[origin_of(one) for one in imported],
             data_manifest_sha256=meta["data_manifest"],
             reference_sha256=evaluation.protocol.reference_sha256(reference, self.folders.weights),
             sources_sha256=assets.sources_sha256(),
@@ -274,6 +339,16 @@ class Worker:
         scoring.clean()
 
 
+def fill_imported(net: Network, imported: Imported) -> None:
+    """Load imported weights into a cell's network."""
+    fill(net.model if type(net).__name__ in BARE else net, imported)
+
+
+def origin_of(imported: Imported) -> dict[str, Any]:
+    """Where imported weights come from, for manifest and record."""
+    return {key: getattr(imported, key) for key in ("source", "sha256", "kind", "nimg", "std")}
+
+
 def has_weights(job: Job, folder: Path) -> bool:
     """Whether every snapshot that a job's cells need lies in the folder of its run."""
     return all(
@@ -286,14 +361,13 @@ def has_weights(job: Job, folder: Path) -> bool:
 
 def _needs(job: Job) -> list[tuple[Any, int]]:
     """(EMA, milestone) of everything that a job's cells look at."""
-    cells = [request.resolve() for request in job.wanted]
-    return [(cell.ema(), milestone) for cell in cells for milestone in cell.selection().milestones()]
+    return [(build(leg.ema), milestone) for leg in job.legs() for milestone in leg.milestones]
 
 
-def build_trajectory(resolved: Resolved) -> Trajectory:
+def build_trajectory(of: Resolved | Leg) -> Trajectory:
     """Build a trajectory's objects; the initial weights follow from its seed."""
-    torch.manual_seed(derive_seed(resolved.seed, "init"))
-    return build(resolved.trajectory)
+    torch.manual_seed(derive_seed(of.trajectory.args["seed"], "init"))
+    return build(of.trajectory)
 
 
 def compile_network(network: torch.nn.Module, device: str) -> None:

@@ -34,6 +34,8 @@ class FeatureProtocol:
     are the reference's.
     """
 
+    streamed: ClassVar[bool] = True
+    """Whether the reference is stored statistics, so that no data set is needed."""
     metric_prefix: ClassVar[str] = ""
     primary: ClassVar[str] = "FID"
     metrics: ClassVar[tuple[str, ...]] = ("FID",)

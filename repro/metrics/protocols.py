@@ -81,6 +81,7 @@ class DigitsProtocol:
     """
 
     NEUTRAL = {"spatial": False}
+    streamed = False
 
     metric_prefix = "digits"
     primary = "digits FD"

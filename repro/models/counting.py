@@ -7,7 +7,8 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from repro.models.dit import DiT
@@ -71,3 +72,52 @@ def cost(make: Callable[[], nn.Module], resolution: int | None = None) -> Cost:
         (total - elementwise) // 2,
         total // 2,
     )
+
+
+class Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts operations of what runs under it, as EDM2 counts "Gflops" (its specification's section on cost).
+
+    A multiply-accumulate of a convolution or matrix product is one; of an elementwise operation each output is one, of
+    a limit or interpolation two, of a sigmoid, SiLU or softmax three, of a group norm four; a norm counts its input.
+    What only moves or converts values counts nothing. Work on the weights counts.
+    """
+
+    _OUTPUTS = {"lerp": 2, "clamp": 2, "silu": 3, "sigmoid": 3, "_softmax": 3, "gelu": 14, "native_group_norm": 4}
+    _ELEMENTWISE = {"add", "sub", "mul", "div", "rsub", "neg", "exp", "log", "pow", "sqrt", "rsqrt", "reciprocal"} | {
+        "cos",
+        "sin",
+        "addcmul",
+        "where",
+        "mean",
+        "sum",
+        "avg_pool2d",
+    }
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.total = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        output = found[0] if isinstance(found, tuple | list) else found
+        if isinstance(output, Tensor):
+            self.total += self._count(func.overloadpacket.__name__.removesuffix("_"), args, output)
+        return found
+
+    def _count(self, name: str, args: Any, output: Tensor) -> int:
+        if name == "convolution":
+            return output.numel() * math.prod(args[1].shape[1:])
+        if name in ("mm", "bmm"):
+            return output.numel() * args[0].shape[-1]
+        if name == "addmm":
+            return output.numel() * args[1].shape[-1]
+        if name == "linalg_vector_norm":
+            return int(args[0].numel())
+        return output.numel() * (self._OUTPUTS.get(name) or int(name in self._ELEMENTWISE))
+
+
+def operations(call: Callable[[], Any]) -> int:
+    """Operations of a call on meta tensors, see `Operations`."""
+    with torch.device("meta"), torch.no_grad(), Operations() as counter:
+        call()
+    return counter.total

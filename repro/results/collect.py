@@ -7,12 +7,13 @@ import math
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from repro import assets
 from repro.cells import Resolved, experiment_digest, resolve
 from repro.results.records import Record, read_all
 from repro.results.references import load_references
+from repro.results.sizes import SIZES, sizes
 from repro.results.statistics import Outcome, against_paper, against_replicates
 from repro.tables import Cell, Table
 
@@ -20,9 +21,16 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
+DIGITS = {"FID": "digits FD", "sFID": "digits sFD", "FD-DINOv2": "digits FD"}
+"""What stands for a paper's distance at mini; another metric has its own name behind the word digits."""
 REFERENCE_ONLY = "reference only"
 STALE = "stale: made by other sources of repro"
 TRAINED = "trained here; the paper evaluated published weights"
+UNSHOWN = "imported weights were evaluated too; --from-published shows them"
+IMPORTED_SEED = -1
+"""Stands for the training seed of weights that were not trained here."""
+Weights = Literal["auto", "published", "trained"]
+"""Which weights count where a cell has both: `auto` takes imported ones where the paper did."""
 MARKS = (STALE,)
 """Notes that mark a value without saying why it has no verdict."""
 
@@ -56,7 +64,8 @@ class CellResult:
 
     metric: ours that decides, '' of a reference-only cell; metrics: all that its protocol has; replicates: complete
     ones, by seed; notes: why something is missing, stale, or not used; outcome: the test against the reference, or None
-    where there is nothing to compare or no verdict is due.
+    where there is nothing to compare or no verdict is due; sizes: of its network at full scale, where the table shows
+    them; imported: published name of the file whose weights these are the values of, '' where they were trained here.
     """
 
     cell: Cell
@@ -66,6 +75,8 @@ class CellResult:
     metrics: tuple[str, ...] = ()
     outcome: Outcome | None = None
     rule: str = ""
+    sizes: dict[str, float] = dataclasses.field(default_factory=dict)
+    imported: str = ""
 
     @property
     def values(self) -> list[float]:
@@ -120,7 +131,9 @@ class Collection:
     def own_name(self, metric: str) -> str:
         """What the paper's metric is called among ours: itself, or as the digits have it ("FID" is "digits FD")."""
         known = next((result.metrics for result in self.cells if result.metrics), ())
-        return metric if metric == "NFE" or metric in known else f"digits {metric.replace('FID', 'FD')}"
+        if metric in ("NFE", *SIZES, *known):
+            return metric
+        return DIGITS.get(metric, f"digits {metric}")
 
     def frame(self) -> pd.DataFrame:
         """One line a cell: names, reference values, our mean, sd, n, minimum, verdict and notes."""
@@ -148,19 +161,26 @@ def row_of(result: CellResult) -> dict[str, Any]:
         "mean over ranges": range_mean,
         "sd over ranges": range_sd,
         "NFE": nfe,
+        "weights": ("imported" if result.imported else "trained") if result.replicates else "",
         "verdict": result.verdict,
         "notes": "; ".join(result.notes),
     }
 
 
 def collect(
-    table: Table, scale: str, runs: Sequence[Path], cells: Sequence[Cell], bindings: Sequence[str] = ()
+    table: Table,
+    scale: str,
+    runs: Sequence[Path],
+    cells: Sequence[Cell],
+    bindings: Sequence[str] = (),
+    weights: Weights = "auto",
 ) -> Collection:
     """Assemble a table from the records in some runs folders.
 
     Args:
         cells: the cells to show.
         bindings: texts of `--gin`, as in the run.
+        weights: which weights count where a cell has both imported and trained ones.
     """
     records, problems = read_all(runs)
     chosen = {cell.name: resolve(cell, scale, bindings) for cell in cells if not cell.reference_only}
@@ -169,6 +189,9 @@ def collect(
     for name, base in chosen.items():
         for seed in seeds:
             owners[base.with_seed(seed).evaluation_hash].append((name, seed))
+    imported = _imported(records, chosen, scale)
+    for (name, _), base in imported.items():
+        owners[base.evaluation_hash].append((name, IMPORTED_SEED))
     by_cell: dict[tuple[str, int], list[Record]] = defaultdict(list)
     unmatched: dict[str, int] = defaultdict(int)
     for record in _unique(records, problems):
@@ -176,8 +199,14 @@ def collect(
             by_cell[owner].append(record)
         if record.evaluation_hash not in owners and record.cell in chosen and record.scale == scale:
             unmatched[record.cell] += 1
-    results = [_result(chosen[c.name], by_cell, seeds) if c.name in chosen else _quoted(c) for c in cells]
+    given = {name: base for (name, _), base in imported.items() if by_cell.get((name, IMPORTED_SEED))}
+    results = [
+        _chosen(chosen[c.name], given.get(c.name), by_cell, seeds, weights) if c.name in chosen else _quoted(c)
+        for c in cells
+    ]
     for result in results:
+        if not result.cell.reference_only and any(name in table.shown for name in SIZES):
+            result.sizes = sizes(result.cell, bindings)
         if count := unmatched.get(result.cell.name):
             plural = "records were" if count > 1 else "record was"
             result.notes.append(f"{count} {plural} made with another configuration: not used")
@@ -197,6 +226,51 @@ def _unique(records: Sequence[Record], problems: list[str]) -> list[Record]:
 def _quoted(cell: Cell) -> CellResult:
     """A cell that only the paper has."""
     return CellResult(cell, "", [], [f"{REFERENCE_ONLY}: {cell.reference_only}"])
+
+
+def _imported(
+    records: Sequence[Record], chosen: dict[str, Resolved], scale: str
+) -> dict[tuple[str, tuple[str, ...]], Resolved]:
+    """(cell, digests of imported files of which there are records) -> the cell with these weights."""
+    digests = sorted({_digests(record) for record in records if record.scale == scale and record.imported})
+    return {(name, found): base.with_imported(*found) for name, base in chosen.items() for found in digests
+            if len(found) == len(base.legs)}  # fmt: skip
+
+
+def _digests(record: Record) -> tuple[str, ...]:
+    return tuple(str(origin.get("sha256")) for origin in record.imported)
+
+
+def _chosen(
+    base: Resolved,
+    given: Resolved | None,
+    by_cell: dict[tuple[str, int], list[Record]],
+    seeds: Sequence[int],
+    weights: Weights,
+) -> CellResult:
+    """A cell's result from imported weights where there are some that count, else from those trained here."""
+    wanted = weights == "published" or (weights == "auto" and base.cell.starred and base.scale == "full")
+    if given is not None and wanted:
+        return _of_imported(given, by_cell)
+    result = _result(base, by_cell, seeds)
+    if given is not None:
+        result.notes.append(UNSHOWN)
+    return result
+
+
+def _of_imported(given: Resolved, by_cell: dict[tuple[str, int], list[Record]]) -> CellResult:
+    """The result of one imported file; of several the first by name, and the others are said."""
+    found = by_cell[given.cell.name, IMPORTED_SEED]
+    files = sorted({(" guided by ".join(str(o["source"]) for o in r.imported), _digests(r)) for r in found})
+    name, digests = files[0]
+    kept = [record for record in found if _digests(record) == digests]
+    result = _result(given, {(given.cell.name, IMPORTED_SEED): kept}, [IMPORTED_SEED])
+    result.imported = name
+    result.notes.append(f"imported weights, {name} (sha256 {', '.join(digest[:16] for digest in digests)})")
+    for other, digests in files[1:]:
+        shown = ", ".join(digest[:16] for digest in digests)
+        result.notes.append(f"imported weights of {other} (sha256 {shown}) were evaluated too: not shown")
+    return result
 
 
 def _result(base: Resolved, by_cell: dict[tuple[str, int], list[Record]], seeds: Sequence[int]) -> CellResult:
@@ -252,7 +326,7 @@ def _explain(result: CellResult, base: Resolved) -> None:
         return
     if result.stale:
         result.notes.append(STALE)
-    if result.cell.starred and base.scale == "full":
+    if result.cell.starred and base.scale == "full" and not base.imported:
         result.notes.append(TRAINED)
     judge(result, base)
 
@@ -271,12 +345,14 @@ def _judge(result: CellResult, base: Resolved) -> None:
         if result.cell.inferred:
             result.notes.append("no verdict: an inferred setting")
             return
-        if result.cell.starred:
+        if result.cell.starred and not base.imported:
             return  # other weights than the paper's; the note says so
         if result.metric in result.cell.reference:
             result.outcome = against_paper(values, result.cell.reference[result.metric])
             result.rule = "the paper's value, 2 % relative sd"
         return
+    if base.imported:
+        return  # references are measured with trained weights
     reference = load_references(result.cell.table, base.scale).get(result.cell.name)
     if reference is None:
         return

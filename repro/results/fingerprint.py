@@ -13,12 +13,14 @@ the way from data to a score moves at least one number:
                             three whole steps: losses, gradients before and after clipping, moves of weights and EMA
     labels, latents, pixels, quantised
                             two images from the moved EMA, by the whole sampler
+    guide_*                 the same of the network that guides, if one does, whose EMA is moved likewise
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import math
 import tempfile
 import zlib
@@ -29,12 +31,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from repro.cells import Resolved
+from repro.cells import Leg, Resolved
 from repro.config import build
 from repro.data.stream import ImageStream
 from repro.diffusion.discrete_denoiser import DiscreteDenoiser
 from repro.diffusion.draws import StepDraws
-from repro.experiment import Evaluation, Trajectory
+from repro.experiment import Evaluation, Execution, Trajectory
 from repro.launch.work import build_trajectory
 from repro.metrics.quantise import beyond_truncation
 from repro.results import discrete_probes, probes
@@ -65,32 +67,43 @@ def fingerprint(resolved: Resolved, data_dir: Path, shared: Shared | None = None
         shared: filled and used, so that the cells of one trajectory take its steps once.
     """
     with _one_thread():
-        trajectory = build_trajectory(resolved)
-        stream = trajectory.data.open(data_dir, trajectory.seed)
+        shared = {} if shared is None else shared
         evaluation: Evaluation = build(resolved.evaluation)
+        (net, stream, numbers), *guides = (_leg(resolved, leg, data_dir, shared) for leg in resolved.legs)
+        path = _path(evaluation, net)
+        for guide, _, found in guides:
+            evaluation.sampler = functools.partial(evaluation.sampler, guide=guide)
+            numbers = {**numbers, **{f"guide_{name}": value for name, value in found.items()}}
         selection = evaluation.selection
-        total = selection.milestones()[-1]
-        key = (resolved.trajectory_hash, evaluation.ema.name, total)
-        if shared is None or key not in shared:
-            numbers = _of_trajectory(resolved, trajectory, stream, total)
-            state = {name: value.clone() for name, value in trajectory.denoiser.state_dict().items()}
-            if shared is not None:
-                shared[key] = numbers, state
-        else:
-            numbers, state = shared[key]
-            trajectory.denoiser.load_state_dict(state)
         return {
             **numbers,
-            "milestones": [len(selection.milestones()), total, selection.ranges],
-            **_path(evaluation, trajectory.denoiser),
+            "milestones": [len(selection.milestones()), selection.milestones()[-1], selection.ranges],
+            **path,
             "scores": probes.scores(evaluation.protocol, stream),
-            **_pixels(evaluation, trajectory.denoiser),
+            **_pixels(evaluation, net),
         }
 
 
-def _of_trajectory(resolved: Resolved, trajectory: Trajectory, stream: ImageStream, total: int) -> dict[str, Any]:
+def _leg(resolved: Resolved, leg: Leg, data_dir: Path, shared: Shared) -> tuple[Network, ImageStream, dict[str, Any]]:
+    """(network with the weights of the EMA after three steps, data, numbers) of a training run."""
+    trajectory, profile = build_trajectory(leg), build(leg.ema)
+    stream = trajectory.data.open(data_dir, trajectory.seed)
+    total = leg.milestones[-1]
+    key = (leg.trajectory_hash, profile.name, total)
+    if key not in shared:
+        execution = dataclasses.replace(build(resolved.execution), device="cpu")
+        numbers = _of_trajectory(trajectory, profile, stream, total, execution)
+        shared[key] = numbers, {name: value.clone() for name, value in trajectory.denoiser.state_dict().items()}
+    numbers, state = shared[key]
+    trajectory.denoiser.load_state_dict(state)
+    return trajectory.denoiser, stream, numbers
+
+
+def _of_trajectory(
+    trajectory: Trajectory, profile: Any, stream: ImageStream, total: int, execution: Execution
+) -> dict[str, Any]:
     """All that the trajectory and the EMA decide. Leaves the network with the weights of the EMA after three steps."""
-    net, batch, profile = trajectory.denoiser, trajectory.batch, resolved.ema()
+    net, batch = trajectory.denoiser, trajectory.batch
     init = _size(net.parameters())
     seed_weights(net)
     first = total // 40 // batch * batch
@@ -104,7 +117,7 @@ def _of_trajectory(resolved: Resolved, trajectory: Trajectory, stream: ImageStre
         **_network(trajectory),
         "optimizer": probes.optimizer(trajectory),
         "augment": probes.augmentation(trajectory, stream),
-        **_training(resolved, trajectory, stream, first, total),
+        **_training(trajectory, profile, stream, first, total, execution),
     }
 
 
@@ -121,7 +134,7 @@ def _path(evaluation: Evaluation, net: Network) -> dict[str, Any]:
     """The sampler on its own."""
     if isinstance(net, DiscreteDenoiser):
         return discrete_probes.sampler(evaluation.sampler, net)
-    return probes.sampler(evaluation.sampler, net)
+    return probes.sampler(evaluation.sampler, net, guided=evaluation.guide is not None)
 
 
 @torch.no_grad()
@@ -139,13 +152,11 @@ def seed_weights(net: nn.Module) -> None:
 
 
 def _training(
-    resolved: Resolved, trajectory: Trajectory, stream: ImageStream, first: int, total: int
+    trajectory: Trajectory, profile: Any, stream: ImageStream, first: int, total: int, execution: Execution
 ) -> dict[str, Any]:
     """Three steps from `first` images on by the real loop. Leaves the network with the weights of the EMA."""
     net = trajectory.denoiser
-    profile = resolved.ema()
     start = [p.detach().clone() for p in net.parameters()]
-    execution = dataclasses.replace(build(resolved.execution), device="cpu")
     with tempfile.TemporaryDirectory() as folder:
         tracked = Tracked({profile.name: profile}, [total])
         trainer = Trainer(trajectory, "fingerprint", stream, Path(folder), tracked, execution)
@@ -233,6 +244,7 @@ def differences(found: dict[str, Any], reference: dict[str, Any]) -> list[str]:
 
 def _allowed(key: str, reference: list[float]) -> list[float]:
     """The largest difference that is rounding, number by number. Integers are exact."""
+    key = key.removeprefix("guide_")
     rtol = TOLERANCES.get(key, RTOL)
     # Pixels are compared relative to the largest of their list, so that one near zero needs no digits.
     largest = max(map(abs, reference), default=0.0)

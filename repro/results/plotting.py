@@ -56,6 +56,22 @@ def draw(collection: Collection, also: Collection | None = None) -> Figure:
     return figure
 
 
+def curve(points: Sequence[tuple[float, Sequence[float]]], x: str, y: str, title: str) -> Figure:
+    """One curve of (x, values of the replicates): their mean, and bars from the lowest to the highest."""
+    from matplotlib.figure import Figure  # heavy
+
+    figure = Figure(figsize=PANEL, layout="constrained")
+    axes = figure.subplots()
+    means = [sum(values) / len(values) for _, values in points]
+    bars = _bars(means, [min(values) for _, values in points], [max(values) for _, values in points])
+    axes.errorbar([at for at, _ in points], means, yerr=bars, color=COLOURS[0], marker="o", markersize=4, capsize=2)
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    axes.set_title(title, fontsize=9)
+    axes.grid(True, linewidth=0.3, alpha=0.6)
+    return figure
+
+
 def as_bytes(figure: Figure, form: str) -> bytes:
     """The figure as PNG or SVG; equal figures give equal bytes."""
     import matplotlib

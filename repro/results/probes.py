@@ -6,6 +6,7 @@ and a sampler's last step moves seeded pixels by less than rounding does. Each f
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -95,16 +96,24 @@ def denoiser(net: Precond) -> list[float]:
     return [*found, *(rms(answer) for answer in answers[:1]), math.hypot(*(rms(answer) for answer in answers))]
 
 
-def sampler(bound: Callable[..., Tensor], net: Precond) -> dict[str, list[float]]:
-    """The sampler's path with the exact denoiser of normal data of sd 0.5, in float64: noise levels and end."""
+def sampler(bound: Callable[..., Tensor], net: Precond, *, guided: bool = False) -> dict[str, list[float]]:
+    """The sampler's path with the exact denoiser of normal data of sd 0.5, in float64: noise levels and end.
+
+    guided: by the exact denoiser of data of sd 1.
+    """
     sigmas: list[float] = []
 
     def exact(x: Tensor, sigma: Tensor, labels: Tensor | None = None, **_: Any) -> Tensor:
         sigmas.append(float(sigma))
         return x * (0.25 / (0.25 + float(sigma) ** 2))
 
+    def wider(x: Tensor, sigma: Tensor, labels: Tensor | None = None, **_: Any) -> Tensor:
+        return x * (1 / (1 + float(sigma) ** 2))
+
     for name in ("sigma_min", "sigma_max", "round_sigma"):
-        setattr(exact, name, getattr(net, name))
+        for denoiser in (exact, wider):
+            setattr(denoiser, name, getattr(net, name))
+    bound = functools.partial(bound, guide=wider) if guided else bound
     end = bound(exact, torch.ones(1, 1, 1, 1), None, lambda x: torch.full_like(x, 0.5))
     return {"sampler_sigma": sigmas, "sampler_end": [float(end)]}
 

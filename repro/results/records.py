@@ -48,7 +48,8 @@ class Record:
     """Training seed: the replicate."""
     milestone_nimg: int
     nimg: int
-    """Images seen when the weights were kept: the first step boundary at or after the milestone."""
+    """Images seen when the weights were kept: the first step boundary at or after the milestone; of imported weights
+    as far as their file tells, else 0."""
     range: int
     first_seed: int
     """Sampling seeds first_seed .. first_seed + num_samples - 1."""
@@ -70,6 +71,9 @@ class Record:
     world_size: int
     seconds: dict[str, float]
     created: str
+    imported: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    """Of imported weights, of the network and of its guide: `source` (the file's published name), `sha256`, `kind`,
+    `nimg` and `std`."""
     schema_version: int = SCHEMA_VERSION
 
     @property

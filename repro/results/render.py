@@ -11,6 +11,7 @@ from tabulate import tabulate
 
 from repro.results.collect import REFERENCE_ONLY, CellResult, Collection, mean_and_sd, row_of
 from repro.results.picture import svg
+from repro.results.sizes import SIZES
 
 FORMATS = ("md", "latex", "html", "csv", "json", "svg")
 DAGGER = "†"
@@ -65,6 +66,8 @@ def pair(collection: Collection, result: CellResult | None, metric: str) -> tupl
     if result is None:
         return "", ""
     value = result.cell.reference.get(metric)
+    if metric in SIZES:
+        return number(result.sizes.get(metric, math.nan)), "" if value is None else number(value)
     if metric != collection.table.metric:
         own = [replicate.value_of(collection.own_name(metric)) for replicate in result.replicates]
         return number(mean_and_sd(own)[0]), "none" if value is None else number(value)
@@ -91,7 +94,7 @@ def ours(result: CellResult) -> str:
     range_mean, range_sd, ranges = result.over_ranges
     over_ranges = f" [{range_mean:.2f} ± {range_sd:.2f}]" if ranges > 1 else ""
     mark = DAGGER if result.cell.inferred else ""
-    stale = " stale" if result.stale else ""
+    stale = (" imported" if result.imported else "") + (" stale" if result.stale else "")
     verdict = f" {result.verdict}" if result.verdict else ""
     return f"{result.mean:.2f}{mark}{spread}{over_ranges}{stale}{verdict}"
 
@@ -104,6 +107,8 @@ def notes(collection: Collection) -> list[str]:
     if ranges:
         each = " or ".join(map(str, ranges))
         lines.append(f"In brackets: mean and sd over the {each} ranges of which our value is the minimum.")
+    if shown := [name for name in SIZES if name in table.shown]:
+        lines.append(f"{' and '.join(shown)}: of the network at full scale, counted; a guide is not.")
     inferred: dict[str, list[str]] = {}
     for result in collection.cells:
         if result.cell.inferred:
@@ -113,6 +118,8 @@ def notes(collection: Collection) -> list[str]:
         lines.append(f"{DAGGER} {names}: inferred setting, no verdict against the paper: {reason}.")
     if any(result.cell.starred for result in collection.cells):
         lines.append(f"{STAR} {table.starred}")
+    if any(result.imported for result in collection.cells):
+        lines.append(_trained(collection))
     rules = sorted({result.rule for result in collection.cells if result.rule})
     lines += [f"Verdict against {rule}." for rule in rules]
     reasons: dict[str, list[str]] = {}
@@ -124,6 +131,12 @@ def notes(collection: Collection) -> list[str]:
     return lines + [f"Not used: {line}." for line in collection.notes]
 
 
+def _trained(collection: Collection) -> str:
+    """Which values are of weights that were trained here, in a table where some are not."""
+    trained = [f"{r.cell.row}/{r.cell.column}" for r in collection.cells if r.replicates and not r.imported]
+    return f"Trained here: {', '.join(trained) or 'no cell; values marked imported are of published weights'}."
+
+
 def as_json(collection: Collection, lines: list[str]) -> dict[str, Any]:
     """Everything, cell by cell, with every replicate and the candidate that was chosen. NaN becomes null."""
     cells: list[dict[str, Any]] = []
@@ -133,6 +146,7 @@ def as_json(collection: Collection, lines: list[str]) -> dict[str, Any]:
         row["starred"] = result.cell.starred
         row["reference_only"] = result.cell.reference_only or None
         row["stale"] = result.stale
+        row["imported"] = result.imported or None
         row["replicates"] = [
             {
                 "seed": r.seed,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -21,6 +22,7 @@ from repro.errors import CorruptData, ReproError, UsageError
 from repro.files import append_line, remove_leftovers
 from repro.training import checkpoint, ema, snapshots
 from repro.training.distributed import World
+from repro.training.dynamics import Recorder
 from repro.training.step import MicroBatch, NonFiniteLoss, StepResult, training_step
 from repro.training.weights import FlatWeights
 
@@ -163,8 +165,11 @@ class Trainer:
             self._log({"note": note})
         saved = shown = started = time.monotonic()
         begin = self.nimg
+        recorder = Recorder(self.net, self.folder, self.execution.dynamics if self.world.first else 0, total)
         while self.nimg < total:
-            result = self._guarded_step()
+            due = recorder.is_due(self.nimg, self.trajectory.batch)
+            with recorder.watching(self.nimg) if due else contextlib.nullcontext():
+                result = self._guarded_step()
             now = time.monotonic()
             self._write_snapshots()
             if now - shown > 0.5 or self.nimg >= total:

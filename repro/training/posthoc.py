@@ -28,16 +28,22 @@ class PostHocEMA:
     Args:
         std: relative width of the profile.
         tracked: widths of the averages that training tracks.
-        interval_nimg: images between snapshots.
+        interval_nimg: images between snapshots; also the step in which `snapshots` thins them out.
+        snapshots: how many of each tracked average are enough: with twice as many or more, only every second, third
+            and so on is kept and used. 0 keeps all.
     """
 
     UNITS = {"interval_nimg": "interval"}
+    NEUTRAL = {"snapshots": 0}
 
     std: float = 0.1
     tracked: Sequence[float] = (0.05, 0.1)
     interval_nimg: int = 8 * 2**20
+    snapshots: int = 0
 
     def __post_init__(self) -> None:
+        if self.snapshots < 0:
+            raise UsageError(f"PostHocEMA.snapshots must be 0 or more, not {self.snapshots}")
         if self.interval_nimg < 1:
             raise UsageError(f"PostHocEMA.interval_nimg must be 1 or more, not {self.interval_nimg}")
         for std in (self.std, *self.tracked):
@@ -47,7 +53,8 @@ class PostHocEMA:
     def name(self) -> str:
         """Name of the average in file names; equal for equal settings."""
         tracked = "+".join(PowerEMA(std).name.removeprefix("std") for std in self.tracked)
-        return f"posthoc-{PowerEMA(self.std).name}-from-{tracked}-every-{self.interval_nimg}"
+        thinned = f"-about-{self.snapshots}" if self.snapshots else ""
+        return f"posthoc-{PowerEMA(self.std).name}-from-{tracked}-every-{self.interval_nimg}{thinned}"
 
     def beta(self, cur_nimg: int, batch: int) -> float:
         """Decay with which the average would be tracked directly, for fingerprints: training tracks `profiles`."""
@@ -59,7 +66,9 @@ class PostHocEMA:
 
     def times(self, milestone: int) -> list[int]:
         """Images at which snapshots have to be kept for an average at `milestone`, increasing; the last is it."""
-        return [*range(self.interval_nimg, milestone, self.interval_nimg), milestone]
+        count = -(-milestone // self.interval_nimg)
+        step = self.interval_nimg * (max(1, count // self.snapshots) if self.snapshots else 1)
+        return [*range(step, milestone, step), milestone]
 
     def load(self, folder: Path, trajectory: str, milestone: int, net: nn.Module) -> dict[str, str]:
         """Reconstruct the average at `milestone` from a trajectory's folder into `net`; returns the latest metadata.

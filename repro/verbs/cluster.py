@@ -160,6 +160,8 @@ def sort_jobs(
 def is_trained(job: Job, where: Folders) -> bool:
     """Whether every weight that a job's evaluations need is there."""
     run = where.runs / job.trajectory_hash[:16]
+    if job.wanted[0].imported:
+        return True
     if trained_nimg(run) == 0 and not (run / "ema").is_dir():
         return False
     from repro.launch.work import has_weights  # heavy; only where there is something to look at
@@ -185,6 +187,7 @@ def cell_entries(jobs: Sequence[Job]) -> list[dict[str, Any]]:
         }
         for job in jobs
         for request in job.wanted
+        if request.resolve().trajectory_hash == job.trajectory_hash  # not of those whose guide it is
     ]
 
 

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING
 from repro.cells import resolve
 from repro.errors import CheckFailed, UsageError
 from repro.files import make_folder
-from repro.launch.plan import Folders, Plan, check_prerequisites, make_plan
+from repro.launch.plan import Folders, Plan, check_prerequisites, make_plan, merged
 from repro.results.collect import collect
 from repro.tables import Cell, find_cell, load_table
 from repro.verbs import reporting
+from repro.verbs.published import Given, published_for, weights_of
 
 if TYPE_CHECKING:
     from repro.launch.local import Failure
@@ -67,7 +68,7 @@ def run(options: argparse.Namespace) -> int:
     if not first_process():
         return 0
     table = load_table(cell.table)
-    collection = collect(table, options.scale, where.readable, [cell], options.gin)
+    collection = collect(table, options.scale, where.readable, [cell], options.gin, weights_of(options))
     reporting.print_cells(collection, options.json)
     return 0
 
@@ -79,7 +80,7 @@ def reproduce(options: argparse.Namespace) -> int:
     if not first_process():
         return 0
     table = load_table(options.table)
-    collection = collect(table, options.scale, where.readable, cells, options.gin)
+    collection = collect(table, options.scale, where.readable, cells, options.gin, weights_of(options))
     text = reporting.text(collection, options, where)
     print(text)
     name = f"{options.table.replace('/', '_', 1)}.{options.scale}.{options.format}"
@@ -87,7 +88,11 @@ def reproduce(options: argparse.Namespace) -> int:
     return 0
 
 
-def compute(cells: Sequence[Cell], options: argparse.Namespace) -> Folders:
+Variants = Sequence[Sequence[str]]
+"""Bindings beside those of `--gin`; each computes the cells anew, and equal trajectories are trained once."""
+
+
+def compute(cells: Sequence[Cell], options: argparse.Namespace, variants: Variants = ((),)) -> Folders:
     """Make every missing record of some cells.
 
     Raises:
@@ -99,9 +104,12 @@ def compute(cells: Sequence[Cell], options: argparse.Namespace) -> Folders:
     if options.jobs is not None and options.jobs < 1:
         raise UsageError("--jobs must be 1 or more")
     where = folders(options, write=True)
+    if weights_of(options) == "published":
+        found = [published_for(cells, options, [*options.gin, *extra], first_process()) for extra in variants]
+        cells = [cell for cell in cells if any(cell.name in given for given in found)]
     if cells and any(int(os.environ.get(name, "1")) > 1 for name in WORLD_SIZES):
-        return _compute_together(cells, options, where)
-    plan = _plan(cells, options, where)
+        return _compute_together(cells, options, variants, where)
+    plan = _plan(cells, options, variants, where)
     if plan.jobs:
         from repro.launch.display import display  # these take a second that "nothing to compute" need not wait for
         from repro.launch.local import LocalExecutor, cores
@@ -115,15 +123,27 @@ def compute(cells: Sequence[Cell], options: argparse.Namespace) -> Folders:
     return where
 
 
-def _plan(cells: Sequence[Cell], options: argparse.Namespace, where: Folders) -> Plan:
+def _plan(cells: Sequence[Cell], options: argparse.Namespace, variants: Variants, where: Folders) -> Plan:
     """What is missing, once it is certain that it can be computed and is wanted; says so where nothing is."""
     seeds = range(options.first_seed, options.first_seed + options.seeds)
-    plan = make_plan(cells, options.scale, options.gin, seeds, where.readable)
+    published: Given = {}
+    plans = []
+    for extra in variants:
+        bindings = [*options.gin, *extra]
+        published = published_for(cells, options, bindings)
+        plans.append(make_plan(cells, options.scale, bindings, seeds, where.readable, published))
+    plan = merged(plans)
     for problem in plan.problems:
         print(f"not used: {problem}", file=sys.stderr)
     if plan.jobs:
         check_prerequisites(
-            cells, options.scale, options.gin, where, options.train, lambda line: print(line, file=sys.stderr)
+            cells,
+            options.scale,
+            options.gin,
+            where,
+            options.train,
+            lambda line: print(line, file=sys.stderr),
+            published,
         )
         confirm(plan, options)
     elif not plan.done:
@@ -134,7 +154,9 @@ def _plan(cells: Sequence[Cell], options: argparse.Namespace, where: Folders) ->
     return plan
 
 
-def _compute_together(cells: Sequence[Cell], options: argparse.Namespace, where: Folders) -> Folders:
+def _compute_together(
+    cells: Sequence[Cell], options: argparse.Namespace, variants: Variants, where: Folders
+) -> Folders:
     """The same by all processes that torchrun, or a SLURM step, started: each trajectory is trained by all of them."""
     import torch
 
@@ -147,7 +169,7 @@ def _compute_together(cells: Sequence[Cell], options: argparse.Namespace, where:
         not torch.cuda.is_available() or resolve(cells[0], options.scale, options.gin).execution.args["device"] == "cpu"
     )
     with joined(world, "cpu" if cpu else "cuda"):
-        plan = world.from_first(_plan(cells, options, where) if world.first else None)
+        plan = world.from_first(_plan(cells, options, variants, where) if world.first else None)
         if plan.jobs:
             if world.first:
                 _announce(plan, where, f"each by {world.size} processes")
@@ -159,7 +181,10 @@ def _compute_together(cells: Sequence[Cell], options: argparse.Namespace, where:
 
 
 def _announce(plan: Plan, where: Folders, how: str) -> None:
-    runs = "1 training run" if len(plan.jobs) == 1 else f"{len(plan.jobs)} training runs, {how}"
+    imported = sum(bool(job.wanted[0].imported) for job in plan.jobs)
+    counts = ((len(plan.jobs) - imported, "training run"), (imported, "imported network"))
+    runs = " and ".join(f"{count} {what}{'s' * (count > 1)}" for count, what in counts if count)
+    runs += f", {how}" if len(plan.jobs) > 1 else ""
     print(f"{plan.missing} of {plan.missing + plan.done} records to compute: {runs}, in {where.runs}", file=sys.stderr)
 
 

@@ -11,6 +11,10 @@ from repro.tables import Cell, load_table, table_names
 
 def run(options: argparse.Namespace) -> int:
     """Print the tables, or one table's rows, columns and cells."""
+    if options.published:
+        from repro.verbs.importing import list_published
+
+        return list_published(options)
     names = [options.table] if options.table else list(table_names())
     tables = [load_table(name) for name in names]
     if options.json:

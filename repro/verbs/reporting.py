@@ -19,9 +19,12 @@ def collect_table(options: argparse.Namespace) -> int:
     """Assemble a table from records; computes nothing."""
     from repro.tables import load_table
     from repro.verbs.computing import chosen_cells, folders
+    from repro.verbs.published import weights_of
 
-    where = folders(options, write=False)
-    collection = collect(load_table(options.table), options.scale, where.readable, chosen_cells(options), options.gin)
+    where, cells = folders(options, write=False), chosen_cells(options)
+    collection = collect(
+        load_table(options.table), options.scale, where.readable, cells, options.gin, weights_of(options)
+    )
     content = text(collection, options, where)
     print(content)
     if options.out:

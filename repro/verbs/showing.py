@@ -38,16 +38,14 @@ def describe(resolved: Resolved) -> dict[str, Any]:
     """All that `show --json` prints."""
     import torch  # heavy, like what follows; a name that is wrong was refused before
 
-    from repro.diffusion.discrete_denoiser import DiscreteDenoiser
     from repro.diffusion.samplers import count_nfe, is_adaptive
-    from repro.models.counting import cost, is_countable
+    from repro.results.sizes import count
 
     with torch.device("meta"):
         net = build(resolved.trajectory.args["denoiser"])
     parameters = sum(p.numel() for p in net.parameters() if p.requires_grad)
     selection = resolved.selection()
     sampler = build(resolved.evaluation.args["sampler"])
-    countable = isinstance(net, DiscreteDenoiser) and is_countable(net.model)
     milestones = selection.milestones()
     return {
         "cell": resolved.cell.name,
@@ -56,7 +54,7 @@ def describe(resolved: Resolved) -> dict[str, Any]:
         "trajectory_hash": resolved.trajectory_hash,
         "evaluation_hash": resolved.evaluation_hash,
         "parameters": parameters,
-        "gflops": cost(lambda: net.model).traced / 1e9 if countable else None,
+        "gflops": count(resolved).get("Gflops"),
         "nfe": None if is_adaptive(sampler) else count_nfe(sampler),
         "milestone_kimg": milestones[-1] / 1000,
         "milestones_kimg": [milestone / 1000 for milestone in milestones],

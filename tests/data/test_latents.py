@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from pictures import fill, picture
 from repro.cli import main
 from repro.data import latents
 from repro.data.contexts import EMPTY_NAME, empty_context
+from repro.data.decoding import latent_decoder, missing_decoder
 from repro.data.encoders import COCO_FACTOR, DIT_FACTOR, EDM2Latents, MomentLatents, PixelEncoder, ScaledLatents
 from repro.data.latents import VAE, encode_images, load_vae, prepare_latents
 from repro.data.manifest import Manifest, load_manifest
@@ -25,7 +27,9 @@ from repro.data.stream import Dataset
 from repro.data.text import Captions, TextModel, load_text_model, read_captions
 from repro.data.verify import verify_folder
 from repro.data.weights import weights_folder
+from repro.diffusion.draws import StackedGenerator
 from repro.errors import CorruptData, MissingPrerequisite, UsageError
+from repro.sampling import generate
 
 COUNT = 9
 
@@ -371,3 +375,43 @@ def test_a_missing_extra_says_how_to_install_it(library: str, load: Any, monkeyp
     monkeypatch.setitem(sys.modules, library, None)
     with pytest.raises(MissingPrerequisite, match=rf"need {library}: pip install 'repro\["):
         load("anywhere")
+
+
+def _dataset(form: str) -> Dataset:
+    source = Latents("imagenet-dhariwal", form, 16, 3, COUNT)
+    return Dataset(source, resolution=2, channels=latents.CHANNELS[form], label_dim=3)
+
+
+@pytest.mark.parametrize("form", ["edm2", "dit", "coco"])
+def test_generated_latents_are_decoded_by_the_vae_that_made_the_data(
+    form: str, images: Path, tmp_path: Path, vae_folder: Path
+) -> None:
+    vae = load_vae(str(vae_folder), "cpu")
+    prepare_latents(images, tmp_path / "data", form, vae)
+    shutil.copytree(vae_folder, tmp_path / "weights" / "any-name")
+    decode = latent_decoder(_dataset(form), tmp_path / "data", tmp_path / "weights", "cpu")
+
+    class Net:
+        img_channels, img_resolution, label_dim = 4, 2, 0
+
+    def sampler(net: Any, noise: torch.Tensor, *_: Any) -> torch.Tensor:
+        return noise
+
+    found = generate(Net(), sampler, range(11), quantise=decode).images  # type: ignore[arg-type]
+    noise = StackedGenerator(list(range(11))).randn((11, 4, 2, 2), torch.float32)
+    values = vae.decode({"edm2": EDM2Latents(), "dit": ScaledLatents(), "coco": MomentLatents()}[form].vae_input(noise))
+    expected = (255 * values.clamp(0, 1)) if form == "edm2" else (127.5 * values + 128).clamp(0, 255)
+    assert found.shape == (11, 3, 16, 16) and found.dtype == torch.uint8
+    assert (found.int() - expected.to(torch.uint8).int()).abs().max() <= 1, "batches round differently, by one level"
+    assert missing_decoder(_dataset(form), tmp_path / "data", tmp_path / "weights") == []
+
+
+def test_another_vae_does_not_do(images: Path, tmp_path: Path, vae_folder: Path) -> None:
+    dataset = _dataset("edm2")
+    assert missing_decoder(dataset, tmp_path / "data", tmp_path / "weights") == [], "the data are what is missing"
+    prepare_latents(images, tmp_path / "data", "edm2", stand_in())
+    (line,) = missing_decoder(dataset, tmp_path / "data", tmp_path / "weights")
+    assert "sha256 0000000000000000" in line and str(tmp_path / "weights") in line and "another one" not in line
+    shutil.copytree(vae_folder, tmp_path / "weights" / "sd-vae-ft-mse")
+    with pytest.raises(MissingPrerequisite, match="another one lies in .*sd-vae-ft-mse"):
+        latent_decoder(dataset, tmp_path / "data", tmp_path / "weights", "cpu")

@@ -49,6 +49,7 @@ class Case:
     """One file, and the record of which of its outputs were compared."""
 
     def __init__(self, path: Path) -> None:
+        self.path = path
         with np.load(path, allow_pickle=False) as data:
             self.arrays: dict[str, Array] = {key: data[key] for key in data.files if key != "meta"}
             self.meta: dict[str, Any] = json.loads(str(data["meta"]))

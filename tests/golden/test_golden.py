@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import runners_augment
+import runners_checkpoints
 import runners_data
 import runners_edm2
 import runners_loss
@@ -27,6 +28,7 @@ RUNNERS: dict[tuple[str, str], Runner] = {
     **runners_udit_diffusion.RUNNERS,
     **runners_data.RUNNERS,
     **runners_metrics.RUNNERS,
+    **runners_checkpoints.RUNNERS,
     **runners_edm2.RUNNERS,  # last: it hands on what has a name of EDM's and is not EDM2's
 }
 

@@ -9,13 +9,14 @@ import pytest
 
 from repro.launch import display
 from repro.launch.display import Bars, Estimate, Lines, clock, describe
-from repro.launch.plan import Job, Request
+from repro.launch.plan import Job, Request, Task
 
 TRAIN = {"phase": "train", "nimg": 12_500, "total": 50_000, "loss": 0.123456, "img_per_sec": 345.6, "fraction": 0.25}
 
 
 def job(name: str = "x") -> Job:
-    return Job(name, (Request("edm/table2/f/cifar10-cond-vp", "mini", (), 3),), ())
+    request = Request("edm/table2/f/cifar10-cond-vp", "mini", (), 3)
+    return Job(name, (request,), (Task(request, name, 1, 0),))
 
 
 @pytest.fixture

@@ -1,0 +1,48 @@
+"""How large the paper's networks are: counted from the real ones, at full scale, for tables that print sizes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from repro import cache
+from repro.cells import Resolved, resolve
+from repro.config import build
+from repro.tables import Cell
+
+SIZES = ("Mparams", "Gflops")
+"""Columns that a table may show: millions of trainable parameters, and 10^9 multiply-accumulates an evaluation."""
+
+
+def sizes(cell: Cell, bindings: Sequence[str] = ()) -> dict[str, float]:
+    """Of the network of a cell (not of its guide), by the names of `SIZES`."""
+    resolved = resolve(cell, "full", bindings)
+    told = resolved.config["args"]["trajectory"]["args"]["denoiser"]
+    found: dict[str, float] = cache.remember("sizes", json.dumps(told, sort_keys=True), lambda: count(resolved))
+    return found
+
+
+def count(resolved: Resolved) -> dict[str, float]:
+    """The sizes of a resolved cell's network at its own scale, counted on the meta device in the paper's way."""
+    import torch
+
+    from repro.diffusion.discrete_denoiser import DiscreteDenoiser
+    from repro.models.counting import cost, is_countable, operations
+
+    with torch.device("meta"):
+        net = build(resolved.trajectory.args["denoiser"]).eval()
+    parameters = sum(p.numel() for p in net.parameters() if p.requires_grad)
+    if isinstance(net, DiscreteDenoiser):
+        flops = cost(lambda: net.model).traced if is_countable(net.model) else None
+    else:
+        flops = operations(lambda: net(*_inputs(net)))
+    return {"Mparams": parameters / 1e6, **({} if flops is None else {"Gflops": flops / 1e9})}
+
+
+def _inputs(net: Any) -> tuple[Any, ...]:
+    """One image, its noise level and its label."""
+    import torch
+
+    labels = torch.empty(1, net.label_dim) if net.label_dim else None
+    return torch.empty(1, net.img_channels, net.img_resolution, net.img_resolution), torch.empty(1), labels
