@@ -133,7 +133,7 @@ def comment(submission: str, array: str) -> str:
 def create(runs: Path, facts: Mapping[str, Any], arrays: Sequence[Array]) -> Submission:
     """Write a new submission; nothing has been asked of SLURM yet."""
     now = datetime.datetime.now(datetime.UTC)
-    folder = make_folder(runs / FOLDER / f"{now:%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:6]}")
+    folder = make_folder(runs / FOLDER / f"{now:%Y%m%d-%H%M%S-%f}-{uuid.uuid4().hex[:4]}")
     content = {**facts, "created": now.isoformat(timespec="seconds"), "arrays": [_array_to_plain(a) for a in arrays]}
     write_json(folder / "submission.json", content)
     return Submission(folder, content, tuple(arrays))
