@@ -26,6 +26,11 @@ def tables_dir() -> Path:
     return root() / "tables"
 
 
+def slurm_dir() -> Path:
+    """Folder of the cluster profiles."""
+    return root() / "slurm"
+
+
 @cache
 def sources_sha256() -> str:
     """sha256 over every `.py` file of the package and the shipped weights: which code made a record."""

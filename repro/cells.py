@@ -214,28 +214,36 @@ def resolve(cell: Cell, scale: str = "full", bindings: Sequence[str] = (), *, se
     return resolved if seed is None else resolved.with_seed(seed)
 
 
+def resolve_text(cell: Cell, text: str, *, seed: int) -> Resolved:
+    """Resolve a cell from the full text of its configuration (`Resolved.text`), whatever its files say by now."""
+    return dataclasses.replace(_resolve((cell.row_file,), "", (), text, whole=True), cell=cell).with_seed(seed)
+
+
 @lru_cache(maxsize=4096)
-def _resolve(files: tuple[str, ...], strict: str, bindings: tuple[str, ...], texts: str) -> Resolved:
+def _resolve(
+    files: tuple[str, ...], strict: str, bindings: tuple[str, ...], texts: str, whole: bool = False
+) -> Resolved:
     """Compose and scale, or take it from the cache; the result belongs to no cell yet.
 
-    Composing needs every class, and so torch; a command that only looks at records can do without.
+    Composing needs every class, and so torch; a command that only looks at records can do without. `whole`: the texts
+    are one expanded configuration, in place of the files.
     """
-    key = json.dumps([files, strict, bindings, texts, importlib.metadata.version("gin-config")])
+    key = json.dumps([files, strict, bindings, texts, whole, importlib.metadata.version("gin-config")])
     kept = cache.load("cell", key)
     if kept is not None:
         trees = {name: from_plain(kept[name]) for name in ("experiment", "execution")}
         return Resolved(_NO_CELL, **{**kept, **trees, "metrics": tuple(kept["metrics"])})
-    resolved = _compose(files, strict, bindings)
+    resolved = _compose(files, strict, bindings, texts if whole else None)
     parts = {field.name: getattr(resolved, field.name) for field in dataclasses.fields(Resolved)}
     del parts["cell"], parts["imported"]
     cache.store("cell", key, {name: to_plain(value) for name, value in parts.items()})
     return resolved
 
 
-def _compose(files: tuple[str, ...], strict: str, bindings: tuple[str, ...]) -> Resolved:
+def _compose(files: tuple[str, ...], strict: str, bindings: tuple[str, ...], text: str | None) -> Resolved:
     import repro.experiment  # noqa: F401  makes the configurables known
 
-    composition = Composition(files, bindings, strict=[strict])
+    composition = Composition(files, bindings, strict=[strict], text=text)
     full = composition.root("Experiment")
     factors = composition.root("Scale")
     execution = composition.root("Execution")

@@ -3,35 +3,27 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from repro import __version__
-from repro.errors import ReproError, UsageError
-from repro.suggest import suggest
-
-EXIT_CODES = """exit codes: 0 done, or the check holds; 1 the check fails, or a run failed; 2 usage error;
-3 a prerequisite is missing, or nothing is comparable; 130 interrupted (the same command continues)"""
-
-
-class Parser(argparse.ArgumentParser):
-    """An ArgumentParser whose errors are one line and name the nearest valid word."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message} (see `{self.prog} --help`)")
-
-    def _check_value(self, action: argparse.Action, value: Any) -> None:
-        if action.choices is None or value in action.choices:
-            return
-        choices = [str(choice) for choice in action.choices]
-        hint = suggest(str(value), choices) or f"; there are {', '.join(choices)}"
-        what = f"{action.option_strings[0]} cannot be" if action.option_strings else "unknown verb"
-        self.error(f"{what} {value!r}{hint}")
+from repro import __version__, cli_cluster
+from repro.cli_options import EXIT_CODES, Parser
+from repro.cli_options import add_computing as _computing
+from repro.cli_options import add_configuration as _configuration
+from repro.cli_options import add_folders as _folders
+from repro.cli_options import add_format as _format
+from repro.cli_options import add_from_published as _from_published
+from repro.cli_options import add_json as _json
+from repro.cli_options import add_scoring as _scoring
+from repro.cli_options import add_selection as _selection
+from repro.cli_options import add_verb as _verb
+from repro.cli_options import add_weights as _weights
+from repro.cli_options import verb_of as _of
+from repro.errors import ReproError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -88,6 +80,7 @@ def parser() -> Parser:
     _record_verbs(verbs)
     _weights_verbs(verbs)
     _export_verb(verbs)
+    cli_cluster.add(verbs)
     return top
 
 
@@ -301,17 +294,6 @@ def _data_verbs(verbs: Any) -> None:
     _json(verb)
 
 
-def _of(name: str) -> Callable[[argparse.Namespace], int]:
-    """`module.function` of `repro.verbs`, imported when the verb is used."""
-
-    def run(options: argparse.Namespace) -> int:
-        module, _, function = name.partition(".")
-        verb: Callable[[argparse.Namespace], int] = getattr(importlib.import_module(f"repro.verbs.{module}"), function)
-        return verb(options)
-
-    return run
-
-
 def _metric_verbs(verbs: Any) -> None:
     verb = _verb(
         verbs, "fid", _of("metrics.fid"), "the distance of two sets of images, by several libraries side by side",
@@ -426,86 +408,3 @@ def _export_verb(verbs: Any) -> None:
     _configuration(verb)
     _folders(verb)
     _json(verb)
-
-
-def _verb(verbs: Any, name: str, run: Callable[[argparse.Namespace], int], help: str, example: str) -> Parser:
-    formatter = argparse.RawDescriptionHelpFormatter
-    epilog = f"example: {example}\n\n{EXIT_CODES}"
-    verb: Parser = verbs.add_parser(name, help=help, description=help, epilog=epilog, formatter_class=formatter)
-    verb.set_defaults(run=run)
-    return verb
-
-
-def _json(verb: Parser) -> None:
-    verb.add_argument("--json", action="store_true", help="print JSON")
-
-
-def _configuration(verb: Parser) -> None:
-    verb.add_argument(
-        "--scale", default="full", metavar="NAME", help="full (the paper, default), mini, or a file of gin/scale"
-    )
-    verb.add_argument(
-        "--gin",
-        action="append",
-        default=[],
-        metavar="BINDING",
-        help="e.g. 'Trajectory.batch = 64', at full scale; repeatable",
-    )
-
-
-def _selection(verb: Parser) -> None:
-    verb.add_argument("--rows", nargs="+", metavar="ROW", help="only these rows (default: all)")
-    verb.add_argument(
-        "--columns", nargs="+", metavar="COLUMN", help="only these columns (default: all; below full, the table's own)"
-    )
-
-
-def _folders(verb: Parser) -> None:
-    verb.add_argument(
-        "--runs", action="append", type=Path, metavar="DIR",
-        help="folder of runs (default: $REPRO_RUNS or ./runs); repeatable, the first is written, all are read",
-    )  # fmt: skip
-    verb.add_argument(
-        "--data", type=Path, metavar="DIR", help="folder of prepared data (default: $REPRO_DATA or ./data)"
-    )
-    verb.add_argument("--weights", type=Path, metavar="DIR", help="folder of metric weights and reference statistics")
-
-
-def _weights(verb: Parser) -> None:
-    verb.add_argument("--weights", type=Path, metavar="DIR", help="folder of metric weights and reference statistics")
-
-
-def _scoring(verb: Parser) -> None:
-    _weights(verb)
-    verb.add_argument("--weights-sha256", metavar="HEX", help="digest of the extractor's weights, if not the published")
-    verb.add_argument("--device", default="auto", metavar="NAME", help="cpu, cuda or auto (default)")
-
-
-def _from_published(verb: Parser) -> None:
-    verb.add_argument(
-        "--from-published", action="store_true", help="the imported weights of cells that have some; trains nothing"
-    )
-
-
-def _computing(verb: Parser) -> None:
-    _configuration(verb)
-    _folders(verb)
-    _from_published(verb)
-    verb.add_argument(
-        "--published", type=Path, metavar="DIR", help="folder of imported checkpoints (default: $REPRO_PUBLISHED or "
-        "./published)",
-    )  # fmt: skip
-    verb.add_argument(
-        "--seeds", type=int, default=1, metavar="N", help="replicates: training seeds first to first + N - 1"
-    )
-    verb.add_argument("--first-seed", type=int, default=0, metavar="S", help="the first training seed (default 0)")
-    verb.add_argument("--jobs", type=int, metavar="N", help="processes (default: one a core)")
-    verb.add_argument("--train", action="store_true", help="train where the paper evaluated published weights")
-    verb.add_argument("--yes", action="store_true", help="do not ask before more than an hour of work")
-
-
-def _format(verb: Parser) -> None:
-    verb.add_argument(
-        "--format", choices=("md", "latex", "html", "csv", "json", "svg"), default="md", help="form of the table"
-    )
-    verb.add_argument("--out", type=Path, metavar="FILE", help="where to write the table")

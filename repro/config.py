@@ -14,6 +14,7 @@ import importlib.util  # gin 0.5 reads it without importing it
 import inspect
 import typing
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import gin.config
@@ -22,7 +23,7 @@ import gin
 from repro import assets
 from repro.coercion import coerce
 from repro.errors import UsageError
-from repro.gin_walk import Statement, expand, read_bindings, read_file
+from repro.gin_walk import Statement, expand, read_bindings, read_file, read_text
 from repro.suggest import suggest
 
 REGISTRY: dict[str, Callable[..., Any]] = {}
@@ -86,21 +87,35 @@ class Composition:
         files: paths relative to the Gin root, such as 'edm/table2/f.gin'. The last file's own lines are the row's.
         bindings: texts of `--gin`, such as 'Trajectory.batch = 64'.
         strict: files whose own lines must all be used (the row's).
+        folder: the root that paths and includes are relative to, if not `gin/`.
+        text: an expanded configuration that takes the place of the files' content; they only name its origin.
     """
 
-    def __init__(self, files: Sequence[str], bindings: Sequence[str] = (), strict: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        files: Sequence[str],
+        bindings: Sequence[str] = (),
+        strict: Sequence[str] = (),
+        folder: Path | None = None,
+        text: str | None = None,
+    ) -> None:
+        root = folder or assets.gin_dir()
         self.files = list(files)
         self.bindings = list(bindings)
         self.strict = set(strict)
         self.statements: list[Statement] = []
-        for file in files:
-            self.statements += read_file(assets.gin_dir(), file)
+        if text is None:
+            for file in files:
+                self.statements += read_file(root, file)
+            text = "\n".join(expand(root, file) for file in files)
+        else:
+            self.statements += read_text(text, ", ".join(files))
         self.statements += read_bindings(bindings)
         self._validate()
         self._origin = {s.key: s.location for s in self.statements}
         self._used: set[tuple[str, str, str]] = set()
         gin.clear_config()
-        gin.parse_config("\n".join(expand(assets.gin_dir(), file) for file in files))
+        gin.parse_config(text)
         gin.parse_config(list(bindings))
         self.text = gin.config_str()
 

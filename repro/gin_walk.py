@@ -71,6 +71,11 @@ def read_file(root: Path, path: str, included_from: str = "") -> list[Statement]
     return _read(root, file.read_text(encoding="utf-8"), path)
 
 
+def read_text(text: str, name: str) -> list[Statement]:
+    """The statements of an expanded configuration (no includes are left in it); `name` stands in locations."""
+    return _read(None, text, name)
+
+
 def expand(root: Path, path: str, *, names: bool = False) -> str:
     """The text of a Gin file with its includes in place: what Gin parses, so that it searches for no file itself.
 

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from repro.errors import UsageError
 from repro.files import create_exclusive, make_folder
+from repro.launch import slurm
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +26,7 @@ class Owner:
     """Who holds a claim: host, its boot, the process and when it started, and the SLURM job if it is one.
 
     namespace: that of the process id; containers of one host may share its name, but not their processes' numbers.
+    restart, cluster: how often SLURM had started the job again, and the cluster's name.
     """
 
     host: str
@@ -35,6 +37,8 @@ class Owner:
     token: str
     since: float
     namespace: str = ""
+    restart: int = 0
+    cluster: str = ""
 
     def __str__(self) -> str:
         job = f", SLURM job {self.slurm_job}" if self.slurm_job else ""
@@ -52,6 +56,11 @@ class Claim:
 
     def __exit__(self, *exc: object) -> None:
         self.release()
+
+    @property
+    def held(self) -> bool:
+        """Whether nobody has taken the folder over, as a restarted SLURM job does from a process on a lost node."""
+        return _highest(self.file.parent)[1] == self.file
 
     def release(self) -> None:
         """Let others take the folder. Harmless twice; on a full disk the claim ends with its process instead."""
@@ -113,18 +122,31 @@ def _me() -> Owner:
         token=uuid.uuid4().hex,
         since=time.time(),
         namespace=_pid_namespace(),
+        restart=_restart(),
+        cluster=os.environ.get("SLURM_CLUSTER_NAME", ""),
     )
 
 
 def _alive(owner: Owner) -> bool:
-    """False only where the owner is known to be dead: this host in another boot, or no process of that start time."""
-    if owner.host != socket.gethostname():
-        return True
-    if owner.boot != _boot_id():
-        return False
-    if owner.namespace != _pid_namespace():
-        return True
-    return _start_time(owner.pid) == owner.started
+    """False only where the owner is known to be dead.
+
+    That is: an earlier run of the SLURM job that asks; a process of this host in another boot, or without a process of
+    that start time; or a SLURM job that, as SLURM says, does not run, or not any more in that run.
+    """
+    if owner.slurm_job and (owner.slurm_job, owner.cluster) == (_me().slurm_job, _me().cluster):
+        if owner.restart < _restart():
+            return False
+    if owner.host == socket.gethostname():
+        if owner.boot != _boot_id():
+            return False
+        if owner.namespace == _pid_namespace():
+            return _start_time(owner.pid) == owner.started
+    return slurm.job_lives(owner.slurm_job, owner.restart, owner.cluster) if owner.slurm_job else True
+
+
+def _restart() -> int:
+    count = os.environ.get("SLURM_RESTART_COUNT", "0")
+    return int(count) if count.isdigit() else 0
 
 
 @cache

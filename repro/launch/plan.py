@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from repro.cells import Leg, Resolved, resolve
+from repro.cells import Leg, Resolved, resolve, resolve_text
 from repro.config import build
 from repro.errors import CorruptData, MissingPrerequisite
 from repro.published import Imported, check_fits, import_commands, read_imported
@@ -37,7 +37,8 @@ class Folders:
 class Request:
     """One replicate of a cell, in words that a worker can resolve anew.
 
-    imported: folders of imported weights, of the network and of its guide; none where they are trained.
+    imported: folders of imported weights, of the network and of its guide; none where they are trained. text: the whole
+    configuration, where later edits of the files must not reach the worker; '' reads the files.
     """
 
     cell: str
@@ -45,9 +46,13 @@ class Request:
     bindings: tuple[str, ...]
     seed: int
     imported: tuple[str, ...] = ()
+    text: str = ""
 
     def resolve(self) -> Resolved:
-        resolved = resolve(find_cell(self.cell), self.scale, self.bindings, seed=self.seed)
+        if self.text:
+            resolved = resolve_text(find_cell(self.cell), self.text, seed=self.seed)
+        else:
+            resolved = resolve(find_cell(self.cell), self.scale, self.bindings, seed=self.seed)
         return resolved.with_imported(*(one.sha256 for one in self.published())) if self.imported else resolved
 
     def published(self) -> list[Imported]:

@@ -9,9 +9,10 @@ import json
 import os
 import shutil
 import socket
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -39,6 +40,9 @@ from repro.training.distributed import World
 from repro.training.loop import Interrupted, Tracked, Trainer
 
 Report = Callable[[dict[str, Any]], None]
+Stage = Literal["all", "train", "evaluate"]
+CLAIM_SECONDS = 5.0
+"""How often a process looks whether its claims still hold."""
 TRAINING_SHARE = 0.75
 """Part of a job's progress bar that training takes; sampling and scoring take the rest."""
 
@@ -58,9 +62,15 @@ class Worker:
     report: Report = lambda event: None
     stop: Callable[[], bool] = lambda: False
     world: World = World()
+    _claims: list[Claim] = dataclasses.field(default_factory=list, init=False)
+    _looked: float = dataclasses.field(default=0.0, init=False)
 
-    def run(self, job: Job) -> str | None:
-        """Do a job. None when it is done; nothing is done where a living owner holds its trajectory, which is named."""
+    def run(self, job: Job, stage: Stage = "all") -> str | None:
+        """Do a job, or one stage of it. None when it is done; else the living owner of what another process works on.
+
+        Of a claimed trajectory nothing is done. Of claimed evaluations the others are done; evaluating needs no claim
+        on the trajectory, so that several processes can share its evaluations.
+        """
         resolved = job.wanted[0].resolve()
         leg = next((leg for leg in resolved.legs if leg.trajectory_hash == job.trajectory_hash), None)
         if leg is None:
@@ -70,28 +80,63 @@ class Worker:
             )
         execution = settle(build(resolved.execution), self.world)
         folder = make_folder(self.folders.runs / leg.run)
-        claim = acquire(folder) if self.world.first else None
-        owner = self.world.from_first(_say(claim, folder) if isinstance(claim, Owner) else None)
-        if owner is not None:
-            return str(owner)
-        with claim if isinstance(claim, Claim) else contextlib.nullcontext():
-            self._work(job, leg, resolved.text, folder, execution)
-        return None
+        if stage == "evaluate":
+            return self._work(job, leg, resolved.text, folder, execution, stage)
+        with self._claimed(folder) as owner:
+            return owner or self._work(job, leg, resolved.text, folder, execution, stage)
 
-    def _work(self, job: Job, leg: Leg, text: str, folder: Path, execution: Execution) -> None:
+    def _work(self, job: Job, leg: Leg, text: str, folder: Path, execution: Execution, stage: Stage) -> str | None:
         pending: list[Task] = self.world.from_first([t for t in job.tasks if not self._done(t)])
         if job.tasks and not pending:
-            return
+            return None
         imported = bool(job.wanted[0].imported)
         needed = not (imported and scored_without_data(job.wanted[0].resolve()))
         trajectory, stream = self._open(leg, execution, needed)
         if imported:
             self._describe(job.wanted[0], leg, text, folder)
-        elif stream is not None:
+        elif stream is not None and stage != "evaluate":
             self._train(job, leg, text, trajectory, stream, folder, execution)
-        for index, task in enumerate(pending):
-            self._evaluate(task, trajectory, stream, folder, execution, (index, len(pending)))
+        busy = None
+        for index, task in enumerate(pending if stage != "train" else ()):
+            milestone = self.world.from_first(place_of(self.folders.readable, task) if self.world.first else None)
+            if milestone is None:
+                busy = busy or "another process, which scores the previews that choose"
+                continue
+            with self._claimed(make_folder(self._record(task, milestone).parent)) as owner:
+                if owner is not None:
+                    busy = owner
+                elif not self.world.from_first(self._done(task)):
+                    self._evaluate(task, milestone, trajectory, stream, folder, execution, (index, len(pending)))
         self.world.wait()
+        return busy
+
+    @contextlib.contextmanager
+    def _claimed(self, folder: Path) -> Iterator[str | None]:
+        """Hold the claim on a folder, in the first process for all; yields the owner where another process holds it."""
+        claim = acquire(folder) if self.world.first else None
+        owner: str | None = self.world.from_first(_say(claim, folder) if isinstance(claim, Owner) else None)
+        if not isinstance(claim, Claim):
+            yield owner
+            return
+        with claim:
+            self._claims.append(claim)
+            try:
+                yield None
+            finally:
+                self._claims.remove(claim)
+
+    def _stop(self) -> bool:
+        """Whether to stop. Raises where a claim was taken over: nothing may be written after that."""
+        now = time.monotonic()
+        if self._claims and now - self._looked > CLAIM_SECONDS:
+            self._looked = now
+            if not all(claim.held for claim in self._claims):
+                raise Interrupted(f"{self._claims[0].file.parent}: another process has taken over")
+        return self.stop()
+
+    def _record(self, task: Task, milestone: int) -> Path:
+        resolved = task.resolve()
+        return record_path(self.folders.runs, resolved.trajectory_hash, resolved.evaluation_hash, milestone, task.range)
 
     def _done(self, task: Task) -> bool:
         milestone = place_of(self.folders.readable, task)
@@ -135,7 +180,7 @@ class Worker:
         execution: Execution,
     ) -> None:
         """Train until every wanted snapshot exists; write the manifest first."""
-        needs = [(build(one.ema), milestone) for one in job.legs() for milestone in one.milestones]
+        needs = _needs(job)
         profiles = {profile.name: profile for ema, _ in needs for profile in ema.profiles()}
         milestones = sorted({time for ema, milestone in needs for time in ema.times(milestone)})
         manifest = {
@@ -145,13 +190,7 @@ class Worker:
             "sources_sha256": assets.sources_sha256(),
             "execution": dataclasses.asdict(execution),
         }
-        files = {
-            snapshots.path(folder, time, profile.name)
-            for ema, milestone in needs
-            for profile in ema.profiles()
-            for time in ema.times(milestone)
-        }
-        if self.world.from_first(all(file.exists() for file in files)):
+        if self.world.from_first(has_weights(job, folder)):
             return
 
         def progress(event: dict[str, Any]) -> None:
@@ -160,7 +199,7 @@ class Worker:
 
         tracked = Tracked(profiles, milestones)
         trainer = Trainer(
-            trajectory, leg.trajectory_hash, stream, folder, tracked, execution, progress, self.stop, self.world
+            trajectory, leg.trajectory_hash, stream, folder, tracked, execution, progress, self._stop, self.world
         )
         begin = trainer.nimg
         # The trainer has accepted the folder: only now may its description change.
@@ -215,6 +254,7 @@ class Worker:
     def _evaluate(
         self,
         task: Task,
+        milestone: int,
         trajectory: Trajectory,
         stream: ImageStream | None,
         folder: Path,
@@ -222,8 +262,6 @@ class Worker:
         position: tuple[int, int],
     ) -> None:
         resolved = task.resolve()
-        milestone = self.world.from_first(place_of(self.folders.readable, task) if self.world.first else None)
-        assert milestone is not None  # the previews were made before
         evaluation = build(resolved.evaluation)
         net = trajectory.denoiser.eval()
         imported = task.request.published()
@@ -235,7 +273,7 @@ class Worker:
             self._check_manifest(folder, meta, stream)
         guide = self._guide(resolved, evaluation, stream, execution, imported)
         decode = self._decoder(trajectory, execution)
-        path = record_path(self.folders.runs, resolved.trajectory_hash, resolved.evaluation_hash, milestone, task.range)
+        path = self._record(task, milestone)
         first = task.range * evaluation.num_samples
 
         def progress(done: int, total: int) -> None:
@@ -244,7 +282,7 @@ class Worker:
             self.report({"phase": "sample", "fraction": fraction, "images": done, "of": total})
 
         def stop() -> None:
-            if self.stop():
+            if self._stop():
                 raise Interrupted("stopped while sampling; the same command continues after the last whole block")
 
         reference = torch.empty(0)
@@ -316,6 +354,21 @@ def fill_imported(net: Network, imported: Imported) -> None:
 def origin_of(imported: Imported) -> dict[str, Any]:
     """Where imported weights come from, for manifest and record."""
     return {key: getattr(imported, key) for key in ("source", "sha256", "kind", "nimg", "std")}
+
+
+def has_weights(job: Job, folder: Path) -> bool:
+    """Whether every snapshot that a job's cells need lies in the folder of its run."""
+    return all(
+        snapshots.path(folder, time, profile.name).exists()
+        for ema, milestone in _needs(job)
+        for profile in ema.profiles()
+        for time in ema.times(milestone)
+    )
+
+
+def _needs(job: Job) -> list[tuple[Any, int]]:
+    """(EMA, milestone) of everything that a job's cells look at."""
+    return [(build(leg.ema), milestone) for leg in job.legs() for milestone in leg.milestones]
 
 
 def build_trajectory(of: Resolved | Leg) -> Trajectory:

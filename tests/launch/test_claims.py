@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import fake_slurm
 import pytest
 from helpers import environment
 
@@ -130,3 +131,55 @@ def test_exactly_one_wins_a_race(tmp_path: Path, state: str) -> None:
         process.join()
     assert won == list(range(ROUNDS))
     assert not list(tmp_path.rglob("*.tmp"))
+
+
+def slurm_owner(monkeypatch: pytest.MonkeyPatch, fake: Path, state: str, restarts: int = 0) -> None:
+    """Job 7 of the pretended SLURM in some state."""
+    job = {"state": state, "reason": "", "node": "n1", "comment": "", "restarts": restarts}
+    fake_slurm.write(fake, {"7": job})
+
+
+@pytest.mark.parametrize(
+    "state, restarts, lives",
+    [
+        ("RUNNING", 0, True),
+        ("COMPLETING", 0, True),
+        ("SUSPENDED", 0, True),
+        ("RUNNING", 1, False),  # started anew since
+        ("PENDING", 1, False),  # waits in the queue again
+        ("COMPLETED", 0, False),
+        ("NODE_FAIL", 0, False),
+    ],
+)
+def test_slurm_says_whether_the_owner_of_a_claim_lives(
+    tmp_path: Path, fake: Path, monkeypatch: pytest.MonkeyPatch, state: str, restarts: int, lives: bool
+) -> None:
+    forge(tmp_path / "run", host="elsewhere", slurm_job="7", cluster="fake", since=0.0)
+    slurm_owner(monkeypatch, fake, state, restarts)
+    assert isinstance(acquire(tmp_path / "run"), Owner if lives else Claim)
+
+
+def test_a_job_that_slurm_does_not_know_is_dead_and_one_of_another_cluster_unknown(tmp_path: Path, fake: Path) -> None:
+    forge(tmp_path / "a", host="elsewhere", slurm_job="8", cluster="fake")
+    forge(tmp_path / "b", host="elsewhere", slurm_job="8", cluster="other")
+    assert isinstance(acquire(tmp_path / "a"), Claim) and isinstance(acquire(tmp_path / "b"), Owner)
+
+
+def test_without_slurm_the_owner_on_another_host_counts_as_alive(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    forge(tmp_path / "run", host="elsewhere", slurm_job="8", since=0.0)
+    assert isinstance(acquire(tmp_path / "run"), Owner)
+
+
+def test_the_same_job_started_again_takes_over_and_the_old_process_notices(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))  # SLURM need not be asked
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    old = acquire(tmp_path / "run")
+    assert isinstance(old, Claim) and old.held
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    new = acquire(tmp_path / "run")
+    assert isinstance(new, Claim) and new.held and not old.held

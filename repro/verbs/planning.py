@@ -1,0 +1,161 @@
+"""`repro plan`: what some tables need, what of it is done, and what the rest costs."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from repro.cells import resolve
+from repro.errors import UsageError
+from repro.launch.cluster import Cluster, load_cluster
+from repro.launch.display import clock
+from repro.launch.plan import Folders, Job, Plan, make_plan
+from repro.tables import Cell, load_table, table_names
+from repro.verbs.computing import folders
+
+
+def plan(options: argparse.Namespace) -> int:
+    """Print the smallest set of trajectories and evaluations of some tables, and its cost for a cluster profile."""
+    from repro.launch.estimate import ASSUMED
+
+    cluster = load_cluster(options.cluster) if options.cluster else ASSUMED
+    where = folders(options, write=False)
+    names = chosen_tables(options)
+    chosen, left_out = computable_cells(names, options)
+    made = make_plan(chosen, options.scale, options.gin, seeds(options), where.readable)
+    for problem in made.problems:
+        print(f"not used: {problem}", file=sys.stderr)
+    facts = describe(names, made, where, cluster, chosen, options)
+    facts["left_out"] = [cell.name for cell in left_out]
+    if options.json:
+        print(json.dumps(facts, indent=1))
+        return 0
+    print(render(facts, options.cluster, cluster))
+    return 0
+
+
+def chosen_tables(options: argparse.Namespace) -> list[str]:
+    """The tables of a command line, each once: those named, or all."""
+    if bool(options.tables) == options.all:
+        raise UsageError("name tables, such as edm/table2, or --all")
+    names = list(dict.fromkeys(options.tables or table_names()))
+    for name in names:
+        load_table(name)
+    return names
+
+
+def seeds(options: argparse.Namespace) -> range:
+    """The training seeds of --seeds and --first-seed."""
+    if options.seeds < 1 or options.first_seed < 0:
+        raise UsageError("--seeds must be 1 or more, --first-seed 0 or more")
+    return range(options.first_seed, options.first_seed + options.seeds)
+
+
+def computable_cells(names: Sequence[str], options: argparse.Namespace) -> tuple[list[Cell], list[Cell]]:
+    """(cells to compute, cells whose weights the paper's authors published, left out without --train) of some tables.
+
+    --rows and --columns choose where one table is named.
+    """
+    if len(names) > 1 and (options.rows or options.columns):
+        raise UsageError("--rows and --columns choose from one table")
+    chosen: list[Cell] = []
+    left_out: list[Cell] = []
+    for name in names:
+        table = load_table(name)
+        columns = options.columns or (None if options.scale == "full" else list(table.mini_columns))
+        for cell in table.select(options.rows, columns):
+            if cell.reference_only:
+                continue
+            published = cell.starred and options.scale == "full" and not options.train
+            (left_out if published else chosen).append(cell)
+    return chosen, left_out
+
+
+def describe(
+    names: Sequence[str],
+    made: Plan,
+    where: Folders,
+    cluster: Cluster,
+    cells: Sequence[Cell],
+    options: argparse.Namespace,
+) -> dict[str, Any]:
+    """All that `plan --json` prints. A trajectory that several tables need stands with the first of them."""
+    from repro.launch.estimate import cost, work
+
+    priced = [(job, work(job, where)) for job in made.jobs]
+    missing = {task.evaluation_hash for job in made.jobs for task in job.tasks}
+    tables = []
+    for name in names:
+        own = [(job, left) for job, left in priced if _table(job) == name]
+        mine = [cell for cell in cells if cell.table == name]
+        hashes = {
+            base.with_seed(seed).evaluation_hash
+            for cell in mine
+            for base in [resolve(cell, options.scale, options.gin)]
+            for seed in seeds(options)
+        }
+        shared = sum(
+            any(request.cell.startswith(f"{name}/") for request in job.wanted)
+            for job, _ in priced
+            if _table(job) != name
+        )
+        line = {"table": name, "cells": len(mine), "complete": len(hashes - missing), "experiments": len(hashes)}
+        tables.append({**line, "shared_runs": shared, **dataclasses.asdict(cost(own, cluster))})
+    total = dataclasses.asdict(cost(priced, cluster))
+    return {
+        "scale": options.scale,
+        "cluster": dataclasses.asdict(cluster),
+        "tables": tables,
+        "total": {**total, "records_done": made.done, "records_missing": made.missing},
+        "trajectories": [
+            {
+                "trajectory_hash": job.trajectory_hash,
+                "cells": sorted({request.cell for request in job.wanted}),
+                "seed": job.wanted[0].seed,
+                "evaluations": len(job.tasks),
+                "train_gpu_hours": left.train_flops / cluster.flops / 3600,
+                "evaluation_gpu_hours": left.evaluation_flops / cluster.flops / 3600,
+                "disk_gb": left.disk_bytes / 1e9,
+            }
+            for job, left in priced
+        ],
+    }
+
+
+def _table(job: Job) -> str:
+    return job.wanted[0].cell.rsplit("/", 2)[0]
+
+
+def render(facts: dict[str, Any], name: str | None, cluster: Cluster) -> str:
+    """The plan as a table for people."""
+    from tabulate import tabulate
+
+    priced = cluster.price > 0
+    header = ["table", "cells", "complete", "runs", "shared", "evaluations", "GPU-hours", "wall time", "disk GB"]
+    header += [cluster.currency] if priced else []
+
+    def row(first: list[Any], line: dict[str, Any]) -> list[Any]:
+        numbers = [line["runs"], line.get("shared_runs", ""), line["evaluations"], f"{line['gpu_hours']:,.1f}"]
+        numbers += [clock(line["hours"] * 3600), f"{line['disk_gb']:,.1f}"]
+        return [*first, *numbers, *([f"{line['money']:,.0f}"] if priced else [])]
+
+    rows = [row([t["table"], t["cells"], f"{t['complete']}/{t['experiments']}"], t) for t in facts["tables"]]
+    if len(rows) > 1:
+        rows.append(row(["total", sum(t["cells"] for t in facts["tables"]), ""], facts["total"]))
+    right = ("left", *["right"] * (len(header) - 1))
+    lines = [tabulate(rows, header, tablefmt="simple", colalign=right, disable_numparse=True)]
+    total = facts["total"]
+    gpus = cluster.gpus(cluster.nodes) * cluster.array_parallelism
+    where = f"on {name}: at most {gpus} GPUs at a time" if name else "on one GPU"
+    lines.append(
+        f"at {facts['scale']}, {where}, {cluster.flops / 1e12:.4g} TFLOP/s sustained each; queueing not counted"
+    )
+    lines.append(f"{total['records_done']} of {total['records_done'] + total['records_missing']} records are there")
+    if facts["left_out"]:
+        count = len(facts["left_out"])
+        lines.append(f"left out: {count} cells of published weights, which --train would train")
+    return "\n".join(lines)
