@@ -63,7 +63,7 @@ def arguments(name: str, config: Mapping[str, Any]) -> dict[str, Any]:
         own |= {"context_dim": left.pop("clip_dim", 768), "context_tokens": left.pop("num_clip_token", 77)}
         left.pop("num_classes", None)
     else:
-        own["label_dim"] = max(left.pop("num_classes", -1), 0)
+        own |= {"label_dim": max(left.pop("num_classes", -1), 0), "context_dim": 0}
     own["skip_scaling"] = _scaling(left.pop("scalelong", 0), left.pop("kappa", 0.5), own.get("long_skips", True))
     if left:
         raise ValueError(f"{name} has no argument {next(iter(left))!r}")

@@ -21,6 +21,10 @@ DIT_HEADS = {1152: 16, 1024: 16, 768: 12, 384: 6}
 UVIT_HEADS = {512: 8, 768: 12, 1024: 16, 1152: 16}
 
 
+TEXT_TOKENS = 77
+"""Tokens of a caption in the published text-conditional U-ViT; the position table counts them with the patches."""
+
+
 def recognise(shapes: Shapes, where: str) -> Recognised:
     """The network that a state dict is of.
 
@@ -117,14 +121,17 @@ def _udit_mlp(shapes: Shapes, prefix: str, width: int) -> dict[str, Any]:
 def _uvit(shapes: Shapes) -> Recognised:
     width, channels, patch, _ = shapes["patch_embed.proj.weight"]
     conditional, shared = "label_emb.weight" in shapes, "se.layer1.weight" in shapes
-    grid = _root(shapes["pos_embed"][1] - 1 - conditional, "number of patches")
+    text = {"clip_dim": shapes["context_embed.weight"][1]} if "context_embed.weight" in shapes else {}
+    patches = shapes["pos_embed"][1] - 1 - (TEXT_TOKENS if text else conditional)
+    told = not text or (patches > 0 and math.isqrt(patches) ** 2 == patches)
+    size = {"img_size": _root(patches, "number of patches") * patch} if told else {}
     blocks = _count(shapes, r"in_blocks\.(\d+)\.")
     config = {
-        "img_size": grid * patch,
+        **size,
         "patch_size": patch,
         "in_chans": channels,
         "embed_dim": width,
-        "depth": 2 * blocks + 1,
+        "depth": 2 * blocks,  # as published: the middle block is one more
         "mlp_ratio": shapes["in_blocks.0.mlp.fc1.weight"][0] / width,
         "qkv_bias": "in_blocks.0.attn.qkv.bias" in shapes,
         "mlp_time_embed": "time_embed.0.weight" in shapes,
@@ -133,7 +140,9 @@ def _uvit(shapes: Shapes) -> Recognised:
         "skip": "out_blocks.0.skip_linear.weight" in shapes,
         "scalelong": 3 if shared else 4 if "se.0.layer1.weight" in shapes else 0,
     }
-    return "scalelong", "UViT", *_heads(config, width, UVIT_HEADS)
+    name = "UViT (text-conditional variant)" if text else "UViT"
+    config, unknown = _heads(config | text, width, UVIT_HEADS)
+    return "scalelong", name, config, unknown if told else (*unknown, "img_size", "num_clip_token")
 
 
 def _edm2(shapes: Shapes) -> Recognised:

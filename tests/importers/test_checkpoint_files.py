@@ -18,11 +18,14 @@ import torch
 from torch import Tensor
 
 from repro import importers
+from repro.cells import resolve
 from repro.cli import main
-from repro.config import Composition
+from repro.config import Composition, build
 from repro.importers import checkpoints, folders
+from repro.importers.shapes import recognise
 from repro.importers.sources import File
-from repro.published import read_imported
+from repro.published import PublishedFile, first_difference, published_files, read_imported
+from repro.tables import find_cell
 
 CASES = Path(__file__).parent.parent / "golden" / "cases"
 sys.path.insert(0, str(CASES.parent))
@@ -36,13 +39,14 @@ def networks() -> dict[str, Case]:
     found = {}
     for path in find_cases(CASES):
         case = Case(path)
-        if path.parent.name in ("edm", "edm2", "udit") and case.meta["kind"] in ("network", "precond"):
-            if case.meta["name"] in (*_EDM, "Precond", "UNet", "DiT", "U_DiT") and "params" in case.meta:
+        if path.parent.name in ("edm", "edm2", "udit", "scalelong") and case.meta["kind"] in ("network", "precond"):
+            if case.meta["name"] in (*_EDM, *_UVIT, "Precond", "UNet", "DiT", "U_DiT") and "params" in case.meta:
                 found[f"{path.parent.name}/{path.stem}"] = case
     return found
 
 
 _EDM = ("SongUNet", "DhariwalUNet", "EDMPrecond", "VPPrecond", "VEPrecond", "iDDPMPrecond")
+_UVIT = ("UViT", "UViT (text-conditional variant)")
 NETWORKS = networks()
 LARGE = ("edm2/unet_default_mult",)
 
@@ -65,7 +69,7 @@ def write(case: Case, folder: Path) -> tuple[Path, torch.dtype]:
     if name == "Precond":
         return files.edm2_snapshot(folder / "edm2-x-2147483-0.050.pkl", config, state), torch.float16
     path = folder / "net.pt"
-    if name == "UNet":
+    if name == "UNet" or name in _UVIT:
         return files.bare(path, state), torch.float32
     return files.dit_training(path, state, "U-DiT-B" if name == "U_DiT" else "DiT-S/2"), torch.float32
 
@@ -78,7 +82,8 @@ def test_every_golden_network_from_a_published_file(name: str, tmp_path: Path) -
     assert main(["import", str(path), "--out", str(tmp_path / "out"), *told]) == 0
     net = folders.load(tmp_path / "out")
     state = net.state_dict()
-    module = importers.FAMILIES["udit" if "DiT" in case.meta["name"] else "edm"]
+    family = "scalelong" if case.meta["name"] in _UVIT else "udit" if "DiT" in case.meta["name"] else "edm"
+    module = importers.FAMILIES[family]
     for key, value in importers.renamed(module, case.state()).items():
         assert torch.equal(state[key], value.to(dtype).float()), key
     lines = (tmp_path / "out" / "config.gin").read_text().splitlines()[1:]
@@ -268,3 +273,22 @@ def test_nothing_is_read_but_what_is_taken(tmp_path: Path, monkeypatch: pytest.M
         state = checkpoints.read(source, sample.name).state
         taken = sum(item.storage.count * 4 for item in state.values())
     assert taken < sample.stat().st_size / 2
+
+
+@pytest.mark.parametrize("file", [one for one in published_files() if one.family == "scalelong" and one.cells])
+def test_a_published_uvit_is_the_network_of_its_cell(file: PublishedFile) -> None:
+    for name in file.cells:
+        node = resolve(find_cell(name)).trajectory.args["denoiser"].args["model"]
+        with torch.device("meta"):
+            net = build(node)
+        shapes = {key: tuple(value.shape) for key, value in net.state_dict().items()}
+        family, told, config, unknown = recognise(shapes, file.file)
+        described = importers.FAMILIES[family].describe(told, config).node
+        assert not unknown and first_difference(plain(node), plain(described)) == ""
+
+
+def plain(value: Any) -> Any:
+    """A tree as class and arguments."""
+    if hasattr(value, "args"):
+        return {"class": value.name, "args": {key: plain(item) for key, item in value.args.items()}}
+    return value
