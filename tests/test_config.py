@@ -54,7 +54,8 @@ def test_only_the_composition_reads_gin() -> None:
 def test_constructors_store_or_use_every_parameter_they_declare() -> None:
     for name, target in REGISTRY.items():
         function = target.__init__ if inspect.isclass(target) else target
-        source = "" if hasattr(target, "__dataclass_fields__") else inspect.getsource(function)
+        written = inspect.isfunction(function) and not hasattr(target, "__dataclass_fields__")
+        source = inspect.getsource(function) if written else ""
         for parameter in parameters(name):
             assert not source or len(re.findall(rf"\b{parameter}\b", source)) > 1, f"{name}.{parameter}"
 

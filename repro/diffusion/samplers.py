@@ -124,5 +124,7 @@ def count_nfe(sampler: Callable[..., Tensor]) -> int:
     if rule is not None:
         return int(rule(**getattr(sampler, "keywords", {})))
     net = _CountingDenoiser()
-    sampler(net, torch.zeros(1, 1, 1, 1))
+    guided = getattr(sampler, "keywords", {}).get("guidance", 1) != 1  # the guide's own calls are not counted
+    more = {"guide": _CountingDenoiser()} if guided else {}
+    sampler(net, torch.zeros(1, 1, 1, 1), **more)
     return net.calls

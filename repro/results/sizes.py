@@ -28,6 +28,7 @@ def count(resolved: Resolved) -> dict[str, float]:
     import torch
 
     from repro.diffusion.discrete_denoiser import DiscreteDenoiser
+    from repro.diffusion.precond import Precond
     from repro.models.counting import cost, is_countable, operations
 
     with torch.device("meta"):
@@ -36,7 +37,10 @@ def count(resolved: Resolved) -> dict[str, float]:
     if isinstance(net, DiscreteDenoiser):
         flops = cost(lambda: net.model).traced if is_countable(net.model) else None
     else:
-        flops = operations(lambda: net(*_inputs(net)))
+        called = (
+            net.model if isinstance(net, Precond) else net
+        )  # some preconditioning has levels that are no meta tensor
+        flops = operations(lambda: called(*_inputs(net)))
     return {"Mparams": parameters / 1e6, **({} if flops is None else {"Gflops": flops / 1e9})}
 
 
