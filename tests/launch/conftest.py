@@ -49,7 +49,10 @@ def started_slurm() -> Iterator[RealSlurm]:
     done = cluster.call("up")
     if done.returncode:
         cluster.call("down")
-        pytest.fail(f"slurm/dev-cluster up: {done.stderr}")
+        said = f"slurm/dev-cluster up: {done.stderr}"
+        if not shutil.which("sbatch") or "unshare" in done.stderr:  # no packages to be had, or no namespaces
+            pytest.skip(f"{said} (a real SLURM needs Debian's packages and namespaces)")
+        pytest.fail(said)
     yield cluster
     cluster.call("down")
 
