@@ -18,6 +18,7 @@ from repro.cli_options import add_folders as _folders
 from repro.cli_options import add_format as _format
 from repro.cli_options import add_from_published as _from_published
 from repro.cli_options import add_json as _json
+from repro.cli_options import add_runs as _runs
 from repro.cli_options import add_scoring as _scoring
 from repro.cli_options import add_selection as _selection
 from repro.cli_options import add_verb as _verb
@@ -215,9 +216,8 @@ def _clean_verb(verbs: Any) -> None:
         verbs, "clean", _of("clean.run"), "free what no record or reconstruction needs; a dry run by default",
         "repro clean --runs runs",
     )  # fmt: skip
-    verb.add_argument("--runs", action="append", type=Path, metavar="DIR", help="folder of runs (default: ./runs)")
+    _runs(verb)
     verb.add_argument("--yes", action="store_true", help="remove the files; without it they are only counted")
-    verb.set_defaults(data=None, weights=None)
     _json(verb)
 
 
@@ -368,9 +368,7 @@ def _record_verbs(verbs: Any) -> None:
     ):
         verb = _verb(kinds, name, run, help, f"repro records {name} results.tar --runs runs")
         verb.add_argument("file", type=Path, metavar="FILE")
-        verb.add_argument(
-            "--runs", action="append", type=Path, metavar="DIR", help="folder of runs (default: $REPRO_RUNS or ./runs)"
-        )
+        _runs(verb)
 
 
 def _weights_verbs(verbs: Any) -> None:

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-from repro.cli_options import Parser, add_configuration, add_folders, add_json, add_selection, add_verb, verb_of
+from repro.cli_options import (
+    Parser,
+    add_configuration,
+    add_folders,
+    add_json,
+    add_replicates,
+    add_runs,
+    add_selection,
+    add_verb,
+    verb_of,
+)
 
 
 def add(verbs: Any) -> None:
@@ -38,7 +47,7 @@ def add(verbs: Any) -> None:
     verb.add_argument(
         "--watch", nargs="?", type=float, const=10.0, metavar="SECONDS", help="again every 10 s, until all is over"
     )
-    _runs(verb)
+    add_runs(verb)
     add_json(verb)
 
     verb = add_verb(
@@ -51,7 +60,7 @@ def add(verbs: Any) -> None:
     verb.add_argument("--stage", choices=("train", "evaluate"), help="only the logs of this stage")
     verb.add_argument("--rank", type=int, default=0, metavar="R", help="the process (0)")
     verb.add_argument("--seed", type=int, metavar="S", help="the replicate (default: the first)")
-    _runs(verb)
+    add_runs(verb)
 
     verb = add_verb(
         verbs, "cancel", verb_of("cluster.cancel"), "cancel the jobs of a table, row or cell",
@@ -59,14 +68,7 @@ def add(verbs: Any) -> None:
     )  # fmt: skip
     verb.add_argument("name", nargs="?", metavar="TABLE", help="a table, row or cell")
     verb.add_argument("--all", action="store_true", help="everything that was submitted to this folder of runs")
-    _runs(verb)
-
-
-def _runs(verb: Parser) -> None:
-    verb.add_argument(
-        "--runs", action="append", type=Path, metavar="DIR", help="folder of runs (default: $REPRO_RUNS or ./runs)"
-    )
-    verb.set_defaults(data=None, weights=None)
+    add_runs(verb)
 
 
 def _tables(verb: Parser) -> None:
@@ -74,8 +76,4 @@ def _tables(verb: Parser) -> None:
     add_selection(verb)
     add_configuration(verb)
     add_folders(verb)
-    verb.add_argument(
-        "--seeds", type=int, default=1, metavar="N", help="replicates: training seeds first to first + N - 1"
-    )
-    verb.add_argument("--first-seed", type=int, default=0, metavar="S", help="the first training seed (default 0)")
-    verb.add_argument("--train", action="store_true", help="train where the paper evaluated published weights")
+    add_replicates(verb)

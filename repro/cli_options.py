@@ -108,13 +108,25 @@ def add_computing(verb: Parser) -> None:
         "--published", type=Path, metavar="DIR", help="folder of imported checkpoints (default: $REPRO_PUBLISHED or "
         "./published)",
     )  # fmt: skip
+    add_replicates(verb)
+    verb.add_argument("--jobs", type=int, metavar="N", help="processes (default: one a core)")
+    verb.add_argument("--yes", action="store_true", help="do not ask before more than an hour of work")
+
+
+def add_replicates(verb: Parser) -> None:
     verb.add_argument(
         "--seeds", type=int, default=1, metavar="N", help="replicates: training seeds first to first + N - 1"
     )
     verb.add_argument("--first-seed", type=int, default=0, metavar="S", help="the first training seed (default 0)")
-    verb.add_argument("--jobs", type=int, metavar="N", help="processes (default: one a core)")
     verb.add_argument("--train", action="store_true", help="train where the paper evaluated published weights")
-    verb.add_argument("--yes", action="store_true", help="do not ask before more than an hour of work")
+
+
+def add_runs(verb: Parser) -> None:
+    """The folders of runs alone, for verbs that need neither data nor weights."""
+    verb.add_argument(
+        "--runs", action="append", type=Path, metavar="DIR", help="folder of runs (default: $REPRO_RUNS or ./runs)"
+    )
+    verb.set_defaults(data=None, weights=None)
 
 
 def add_format(verb: Parser) -> None:

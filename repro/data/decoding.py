@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 
 import torch
@@ -14,6 +12,7 @@ from repro.data.encoders import ENCODERS
 from repro.data.latents import WEIGHTS, load_vae
 from repro.data.manifest import load_manifest
 from repro.data.stream import Dataset
+from repro.data.weights import file_sha256
 from repro.errors import MissingPrerequisite
 from repro.metrics.weights import StrPath, search_folders
 
@@ -32,7 +31,7 @@ def find_vae(dataset: Dataset, data_dir: Path, weights_dir: StrPath | None) -> P
     wanted = load_manifest(folder).options.get("vae_sha256", "")
     places = [path for root in search_folders(weights_dir) for path in sorted(root.glob(f"*/{WEIGHTS}"))]
     for path in places:
-        if _sha256(path) == wanted:
+        if file_sha256(path) == wanted:
             return path.parent
     looked = ", ".join(map(str, search_folders(weights_dir)))
     others = f"; another one lies in {places[0].parent}" if places else ""
@@ -66,9 +65,3 @@ def missing_decoder(dataset: Dataset, data_dir: Path, weights_dir: StrPath | Non
     except MissingPrerequisite as error:
         return [str(error)]
     return []
-
-
-@cache
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

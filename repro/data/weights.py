@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 from repro.errors import CorruptData, MissingPrerequisite
@@ -28,8 +29,19 @@ def weights_folder(place: str, weights: str, others: Sequence[str]) -> tuple[Pat
         if not (folder / name).is_file():
             raise MissingPrerequisite(f"{folder}: no {name}; it must hold {', '.join([*others, weights])}")
     _check_header(folder / weights)
-    with open(folder / weights, "rb") as stream:
-        return folder, hashlib.file_digest(stream, "sha256").hexdigest()
+    return folder, file_sha256(folder / weights)
+
+
+def file_sha256(path: Path) -> str:
+    """sha256 of a file, read once as long as it is the same: weights of a decoder have hundreds of megabytes."""
+    state = path.stat()
+    return _digest(path, state.st_mtime_ns, state.st_size)
+
+
+@cache
+def _digest(path: Path, changed: int, size: int) -> str:
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _fetch(place: str, names: Sequence[str]) -> Path:

@@ -5,16 +5,20 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from repro.cells import Leg, resolve, scale_names
+from repro.cells import resolve, scale_names
 from repro.config import build
+from repro.identity import digest
 from repro.launch.claims import Claim, acquire
 from repro.results.records import Record, read_all
 from repro.tables import load_table, table_names
 from repro.training import snapshots
+
+Asked = tuple[Any, Sequence[int]]
+"""An average of the weights, and milestones in images."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,17 +42,16 @@ def survey(runs: Path, progress: Callable[[str], None] = lambda name: None) -> l
     folders = sorted(path.parent for path in runs.glob("*/manifest.json"))
     told = {folder: _manifest(folder) for folder in folders}
     trained = [manifest for manifest in told.values() if manifest and "imported" not in manifest]
-    wanted = _legs({manifest["config"]["args"]["seed"] for manifest in trained}, progress)
-    records: dict[str, list[Record]] = defaultdict(list)
+    wanted = _of_tables({manifest["config"]["args"]["seed"] for manifest in trained}, progress)
     for record in read_all([runs])[0]:
-        records[record.trajectory_hash].append(record)
+        for name, asked in _asked(record):
+            wanted[name].append(asked)
     found = []
     for folder, manifest in told.items():
         if manifest is None:
             found.append(Superfluous(folder, kept="its manifest cannot be read"))
             continue
-        name = manifest["trajectory_hash"]
-        found.append(_of_run(folder, wanted.get(name, []), records.get(name, [])))
+        found.append(_of_run(folder, wanted.get(manifest["trajectory_hash"], [])))
     return found
 
 
@@ -66,38 +69,34 @@ def remove(found: Superfluous) -> bool:
     return True
 
 
-def _of_run(folder: Path, legs: list[Leg], records: list[Record]) -> Superfluous:
+def _of_run(folder: Path, asked: list[Asked]) -> Superfluous:
     files: list[tuple[Path, str]] = []
     for pattern, why in (("**/.*.tmp", "left by a writer that was killed"), ("*.damaged", "a damaged checkpoint")):
         files += [(path, why) for path in sorted(folder.glob(pattern))]
     for record in sorted(folder.glob("eval/*/*/range*/record.json")):
         blocks = sorted(record.parent.glob("partial-*/*"))
         files += [(path, "a block of images that are scored") for path in blocks]
-    if legs or records:
-        needed = {path for leg in legs for path in _snapshots(folder, build(leg.ema), leg.milestones)}
-        for one in records:
-            needed |= set(_snapshots(folder, _ema(one), [one.milestone_nimg]))
+    if asked:
+        needed = {path for ema, milestones in asked for path in snapshots.needed(folder, ema, milestones)}
         spare = sorted(set(folder.glob("ema/*.safetensors")) - needed)
         files += [(path, "a snapshot that no cell and no record needs") for path in spare]
     return Superfluous(folder, tuple(files))
 
 
-def _snapshots(folder: Path, ema: Any, milestones: Iterable[int]) -> list[Path]:
-    profiles = [profile.name for profile in ema.profiles()]
-    return [
-        snapshots.path(folder, time, name)
-        for milestone in milestones
-        for time in ema.times(milestone)
-        for name in profiles
-    ]
+def _asked(record: Record) -> Iterator[tuple[str, Asked]]:
+    """What a record was sampled from: (trajectory hash, average and milestone), of its network and of its guide."""
+    evaluation = record.config["args"]["evaluation"]["args"]
+    yield record.trajectory_hash, (_ema(evaluation["ema"]), [record.milestone_nimg])
+    if guide := evaluation.get("guide"):
+        told = guide["args"]
+        yield digest(told["trajectory"]), (_ema(told["ema"]), [told["milestone_nimg"]])
 
 
-def _ema(record: Record) -> Any:
-    """The average that a record was sampled from, built from its own configuration."""
+def _ema(told: dict[str, Any]) -> Any:
+    """An average, built from its canonical form."""
     import repro.experiment  # noqa: F401  makes the configurables known
     from repro.config import REGISTRY
 
-    told = record.config["args"]["evaluation"]["args"]["ema"]
     return REGISTRY[told["class"]](**told["args"])
 
 
@@ -111,9 +110,9 @@ def _manifest(folder: Path) -> dict[str, Any] | None:
         return None
 
 
-def _legs(seeds: set[int], progress: Callable[[str], None]) -> dict[str, list[Leg]]:
+def _of_tables(seeds: set[int], progress: Callable[[str], None]) -> dict[str, list[Asked]]:
     """Trajectory hash -> what the cells of all tables ask of it, at every scale and for every seed."""
-    found: dict[str, list[Leg]] = defaultdict(list)
+    found: dict[str, list[Asked]] = defaultdict(list)
     for name in table_names():
         for scale in scale_names():
             progress(f"{name} at {scale}")
@@ -121,5 +120,5 @@ def _legs(seeds: set[int], progress: Callable[[str], None]) -> dict[str, list[Le
                 base = resolve(cell, scale)
                 for seed in seeds:
                     for leg in base.with_seed(seed).legs:
-                        found[leg.trajectory_hash].append(leg)
+                        found[leg.trajectory_hash].append((build(leg.ema), leg.milestones))
     return found

@@ -203,13 +203,8 @@ def _is_trained(leg: Leg, runs: Path) -> bool:
     """Whether the snapshots that a guide's average needs lie in the folder of runs."""
     from repro.training import snapshots  # imports torch: only a missing evaluation with a guide needs it
 
-    ema = build(leg.ema)
-    return all(
-        snapshots.path(runs / leg.run, time, profile.name).exists()
-        for milestone in leg.milestones
-        for time in ema.times(milestone)
-        for profile in ema.profiles()
-    )
+    files = snapshots.needed(runs / leg.run, build(leg.ema), leg.milestones)
+    return all(file.exists() for file in files)
 
 
 def _tasks(request: Request, resolved: Resolved) -> Iterator[tuple[Resolved, Task]]:

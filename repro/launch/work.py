@@ -358,12 +358,7 @@ def origin_of(imported: Imported) -> dict[str, Any]:
 
 def has_weights(job: Job, folder: Path) -> bool:
     """Whether every snapshot that a job's cells need lies in the folder of its run."""
-    return all(
-        snapshots.path(folder, time, profile.name).exists()
-        for ema, milestone in _needs(job)
-        for profile in ema.profiles()
-        for time in ema.times(milestone)
-    )
+    return all(file.exists() for ema, milestone in _needs(job) for file in snapshots.needed(folder, ema, [milestone]))
 
 
 def _needs(job: Job) -> list[tuple[Any, int]]:

@@ -183,15 +183,15 @@ def as_json(collection: Collection, lines: list[str]) -> dict[str, Any]:
         ]
         cells.append(row)
     content = {"table": collection.table.name, "scale": collection.scale, "cells": cells, "notes": lines}
-    return _plain({**content, "not_used": collection.notes})
+    return without_nan({**content, "not_used": collection.notes})
 
 
-def _plain(value: Any) -> Any:
+def without_nan(value: Any) -> Any:
     """The same with null for numbers that JSON does not have."""
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: without_nan(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [_plain(item) for item in value]
+        return [without_nan(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

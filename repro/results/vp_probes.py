@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from repro.diffusion.vp_sde import VPDenoiser, expand
 from repro.models.skips import LongSkips
 from repro.models.u_shape import u_shape
-from repro.results.probes import fixed_normal, rms
+from repro.results.probes import GridDraws, fixed_normal, rms
 
 TIMES = (1e-3, 0.1, 0.4, 0.7, 1.0)
 DATA_VARIANCE = 0.25
@@ -21,17 +21,10 @@ UNCONDITIONED = 0.9
 """The stand-in's prediction without a condition, relative to that with one: guidance has something to push."""
 
 
-class GridDraws:
+class Draws(GridDraws):
     """Draws on a fixed grid: both ends of the times, and conditions dropped at and beside the papers' 0.1."""
 
     UNIFORM = (0.0, 0.099, 0.101, 0.5, 0.999)
-    NORMAL = (-2.0, -1.0, 0.5, 1.0, 2.0)
-
-    def rand(self, shape: Sequence[int], purpose: str, batch_axis: int = 0) -> Tensor:
-        return torch.tensor(self.UNIFORM).reshape(list(shape))
-
-    def randn(self, shape: Sequence[int], purpose: str, batch_axis: int = 0) -> Tensor:
-        return torch.tensor(self.NORMAL).reshape(list(shape))
 
     def randint(self, high: int, shape: Sequence[int], purpose: str, batch_axis: int = 0) -> Tensor:
         return torch.tensor([0, 1, high // 4, high // 2, high - 1]).reshape(list(shape))
@@ -89,7 +82,7 @@ def process(net: VPDenoiser) -> list[float]:
 def losses(loss: Callable[..., Tensor], net: VPDenoiser) -> dict[str, list[float]]:
     """What a loss shows the network at five times (times, noisy inputs, kept conditions) and its values there."""
     stand_in = NormalData(net, gain=0.7)
-    values = loss(stand_in, torch.full((5, 1, 1, 1), 0.5), conditions(net, 5), draws=GridDraws())
+    values = loss(stand_in, torch.full((5, 1, 1, 1), 0.5), conditions(net, 5), draws=Draws())
     noisy, told, condition = stand_in.seen[0]
     kept = [] if condition is None else condition.flatten(1).any(1).long().tolist()
     return {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,12 @@ from repro.files import make_folder, write_atomic
 def path(folder: Path, milestone: int, profile: str) -> Path:
     """`ema/<kimg>-<profile>.safetensors` in the folder of a trajectory; milestone in images."""
     return folder / "ema" / f"{milestone / 1000:010.3f}-{profile}.safetensors"
+
+
+def needed(folder: Path, ema: Any, milestones: Iterable[int]) -> list[Path]:
+    """The snapshots in the folder of a trajectory that an average (of any kind) at milestones needs."""
+    names = [profile.name for profile in ema.profiles()]
+    return [path(folder, time, name) for at in milestones for time in ema.times(at) for name in names]
 
 
 def state_with(net: nn.Module, average: Sequence[Tensor]) -> dict[str, Tensor]:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections import Counter
 from typing import Any
 
 from repro.errors import MissingPrerequisite
 from repro.verbs.computing import folders
+from repro.verbs.terminal import status_line
 
 
 def run(options: argparse.Namespace) -> int:
@@ -19,8 +19,8 @@ def run(options: argparse.Namespace) -> int:
         raise MissingPrerequisite(f"no folder {where.runs}; --runs names another")
     from repro.launch.clean import remove, survey  # imports torch
 
-    found = survey(where.runs, _progress)
-    _progress("")
+    found = survey(where.runs, status_line)
+    status_line("")
     lines: list[dict[str, Any]] = []
     for run in found:
         reasons = Counter(why for _, why in run.files)
@@ -38,8 +38,3 @@ def run(options: argparse.Namespace) -> int:
     total = sum(line["bytes"] for line in lines) / 1e6
     print(f"{total:.1f} MB {'freed' if options.yes else 'could be freed; --yes frees them'} in {where.runs}")
     return 0
-
-
-def _progress(name: str) -> None:
-    if sys.stderr.isatty():
-        print(f"\r\033[K{name}", end="", file=sys.stderr, flush=True)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from pathlib import Path
 
 from repro.cells import resolve
 from repro.errors import MissingPrerequisite
-from repro.files import make_folder, write_atomic
+from repro.results.render import without_nan
 from repro.verbs.computing import computable_cell, folders
+from repro.verbs.plotting import save
 
 
 def run(options: argparse.Namespace) -> int:
@@ -20,13 +20,12 @@ def run(options: argparse.Namespace) -> int:
     runs = {cell.name: resolve(cell, options.scale, options.gin, seed=options.first_seed).run for cell in cells}
     places = {name: _find(name, run, where.readable, options.scale) for name, run in runs.items()}
     from repro.results import dynamics  # heavy, like what follows
-    from repro.results.plotting import as_bytes
     from repro.training.dynamics import read
 
     histories = {name: read(place) for name, place in places.items()}
     found = {name: dynamics.summary(history) for name, history in histories.items()}
     if options.json:
-        print(json.dumps(found, indent=1))
+        print(json.dumps(without_nan(found), indent=1))
     else:
         from tabulate import tabulate
 
@@ -34,10 +33,7 @@ def run(options: argparse.Namespace) -> int:
             print(f"{name} at {options.scale}, {len(histories[name])} records; medians over layers")
             print(tabulate(lines, headers="keys", tablefmt="github", floatfmt=".3g"), end="\n\n")
     path = options.out or where.runs / f"dynamics.{options.scale}.png"
-    make_folder(path.parent)
-    for form in ("png", "svg"):
-        write_atomic(path.with_suffix(f".{form}"), as_bytes(dynamics.draw(histories), form))
-    print(f"drawn to {path.with_suffix('.png')} and .svg", file=sys.stderr)
+    save(dynamics.draw(histories), path)
     return 0
 
 

@@ -6,17 +6,16 @@ import argparse
 import dataclasses
 import json
 import math
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from repro.cells import Resolved, resolve
 from repro.errors import UsageError
-from repro.files import make_folder, write_atomic
 from repro.results.collect import collect, mean_and_sd
 from repro.tables import load_table
 from repro.verbs.computing import computable_cell, compute, first_process
+from repro.verbs.plotting import save
 from repro.verbs.published import weights_of
 
 POINTS = 9
@@ -140,16 +139,13 @@ def as_json(base: Resolved, points: Sequence[Point]) -> dict[str, Any]:
 
 def draw(base: Resolved, points: Sequence[Point], path: Path) -> None:
     """The curve as PNG and SVG (Karras et al. 2024, figure 5's kind); nothing where no length has a value."""
-    from repro.results.plotting import as_bytes, curve
+    from repro.results.plotting import curve
 
     values = [(point.std, list(point.values)) for point in points if point.values]
     if not values:
         return
     figure = curve(values, "EMA length (std)", points[0].metric, f"{base.cell.name} ({base.scale})")
-    make_folder(path.parent)
-    for form in ("png", "svg"):
-        write_atomic(path.with_suffix(f".{form}"), as_bytes(figure, form))
-    print(f"drawn to {path.with_suffix('.png')} and .svg", file=sys.stderr)
+    save(figure, path)
 
 
 def _best(points: Sequence[Point]) -> Point | None:

@@ -3,13 +3,29 @@
 from __future__ import annotations
 
 import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from repro.files import make_folder, write_atomic
 from repro.results.collect import Collection, collect
 from repro.tables import load_table
 from repro.verbs.computing import chosen_cells, folders
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 FORMS = ("png", "svg")
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure as PNG and SVG beside each other and say where; the suffix of `path` is replaced."""
+    from repro.results.plotting import as_bytes
+
+    make_folder(path.parent)
+    for form in FORMS:
+        write_atomic(path.with_suffix(f".{form}"), as_bytes(figure, form))
+    print(f"drawn to {path.with_suffix('.png')} and .svg", file=sys.stderr)
 
 
 def plot(options: argparse.Namespace) -> int:

@@ -16,7 +16,9 @@ from tabulate import tabulate
 from repro.cells import resolve
 from repro.errors import UsageError
 from repro.files import make_folder, write_atomic
+from repro.results.render import without_nan
 from repro.verbs.computing import computable_cell, folders
+from repro.verbs.terminal import status_line
 
 
 def stability(options: argparse.Namespace) -> int:
@@ -28,9 +30,10 @@ def stability(options: argparse.Namespace) -> int:
         raise UsageError("--steps must be 0 or more, --every 1 or more")
     where = folders(options, write=False)
     cells = [resolve(computable_cell(name), options.scale, options.gin, seed=options.seed) for name in options.cells]
-    curves = [stability_report.study(cell, where, steps=options.steps, every=options.every, say=_say) for cell in cells]
-    if sys.stderr.isatty():
-        print("\r\033[K", end="", file=sys.stderr)
+    curves = [
+        stability_report.study(cell, where, steps=options.steps, every=options.every, say=status_line) for cell in cells
+    ]
+    status_line("")
     table, layers = stability_report.rows(curves), stability_report.layers(curves)
     related = stability_report.correlations(curves)
     target = options.out or where.runs / "stability"
@@ -39,7 +42,8 @@ def stability(options: argparse.Namespace) -> int:
     contents = {f".{form}": as_bytes(figure, form) for form in ("png", "svg")}
     contents |= {".cells.csv": _csv(table), ".layers.csv": _csv(layers)}
     if options.json:
-        print(json.dumps({"cells": _plain(table), "layers": _plain(layers), "correlations": _plain(related)}, indent=1))
+        found = {"cells": table, "layers": layers, "correlations": related}
+        print(json.dumps(without_nan(found), indent=1))
     else:
         for lines in (table, layers):
             print(tabulate(lines, headers="keys", tablefmt="github", floatfmt=".4g", missingval=""), end="\n\n")
@@ -55,23 +59,9 @@ def stability(options: argparse.Namespace) -> int:
     return 0
 
 
-def _say(line: str) -> None:
-    if sys.stderr.isatty():
-        print(f"\r\033[K{line}", end="", file=sys.stderr, flush=True)
-
-
 def _csv(lines: Sequence[dict[str, Any]]) -> bytes:
     stream = io.StringIO()
     writer = csv.DictWriter(stream, list(lines[0]), lineterminator="\n")
     writer.writeheader()
     writer.writerows(lines)
     return stream.getvalue().encode()
-
-
-def _plain(value: Any) -> Any:
-    """The same with null for nan, which JSON does not have."""
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_plain(item) for item in value]
-    return None if isinstance(value, float) and math.isnan(value) else value

@@ -5,12 +5,17 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import helpers
 import pytest
 
+from repro.cells import resolve
 from repro.cli import main
+from repro.config import build
 from repro.launch.claims import Claim, acquire
+from repro.launch.clean import _asked
+from repro.tables import find_cell
 
 
 def files(runs: Path) -> dict[str, bytes]:
@@ -85,3 +90,17 @@ def test_a_run_of_no_cell_and_without_a_record_keeps_its_snapshots(
 def test_no_folder_is_exit_3(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["clean", "--runs", str(tmp_path / "none")]) == 3
     assert "--runs names another" in capsys.readouterr().err
+
+
+def test_a_record_of_a_guided_cell_needs_its_guides_snapshots_too() -> None:
+    bindings = ["Guide.milestone_nimg = 1_073_741_824"]  # a time that no cell of the tables looks at
+    resolved = resolve(find_cell("edm2/table2/xs-cfg/imagenet512"), "full", bindings)
+    own, guide = resolved.legs
+    record = SimpleNamespace(
+        config=resolved.config, trajectory_hash=own.trajectory_hash, milestone_nimg=own.milestones[-1]
+    )
+    asked = dict(_asked(record))  # type: ignore[arg-type]
+    assert list(asked) == [own.trajectory_hash, guide.trajectory_hash]
+    for leg in (own, guide):
+        ema, milestones = asked[leg.trajectory_hash]
+        assert (ema, list(milestones)) == (build(leg.ema), list(leg.milestones))
