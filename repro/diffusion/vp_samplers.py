@@ -183,10 +183,16 @@ def dpm_solver_sampler(
         return _adaptive(solver, x, t_end, order, callback)
     orders = _orders(method, evaluations, order)
     times = boundaries(net.process, 1.0, t_end, len(orders), spacing, x.device)
-    for done, (q, s, t) in enumerate(zip(orders, times[:-1, None], times[1:, None], strict=True)):
-        x = solver.step(x, solver.default_times(s, t, q))
+    steps = [solver.default_times(s, t, q) for q, s, t in zip(orders, times[:-1, None], times[1:, None], strict=True)]
+    return _walk(solver, x, steps, callback)
+
+
+def _walk(solver: Solver, x: Tensor, steps: list[list[Tensor]], callback: Callback | None) -> Tensor:
+    """All steps, each given by its times."""
+    for done, times in enumerate(steps):
+        x = solver.step(x, times)
         if callback is not None:
-            callback(done, len(orders))
+            callback(done, len(steps))
     return x
 
 
@@ -275,11 +281,7 @@ def dpmpp_sampler(
         orders = _orders(method, evaluations, order)
         ends = boundaries(net.process, 1.0, t_end, len(orders), spacing, x.device)[:, None]
         steps = [solver.default_times(s, t, order) for s, t in itertools.pairwise(ends)]
-    for done, step in enumerate(steps):
-        x = solver.step(x, step)
-        if callback is not None:
-            callback(done, len(steps))
-    return x
+    return _walk(solver, x, steps, callback)
 
 
 def _fast_orders_up_to(evaluations: int, order: int) -> list[int]:
