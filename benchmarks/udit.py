@@ -30,9 +30,9 @@ from repro.cells import resolve
 from repro.config import build
 from repro.diffusion.discrete_losses import HybridLoss
 from repro.diffusion.draws import StepDraws
-from repro.launch.work import compile_network
 from repro.models.counting import cost
 from repro.tables import find_cell, load_table
+from repro.training.compiling import compile_network
 from repro.training.optimizers import AdamW
 from repro.training.step import MicroBatch, training_step
 from repro.training.weights import FlatWeights

@@ -7,6 +7,7 @@ import importlib.metadata
 import json
 from collections.abc import Sequence
 from functools import cached_property, lru_cache
+from pathlib import Path
 from typing import Any
 
 from repro import assets, cache
@@ -161,6 +162,11 @@ class Resolved:
     def dataset(self) -> Any:
         """The built data set; opens no file."""
         return build(self.trajectory.args["data"])
+
+    def missing_prompts(self, data_dir: Path) -> list[str]:
+        """What has to be prepared before images can be generated from captions, one line each."""
+        node = self.evaluation.args["prompts"]
+        return build(node).missing(data_dir) if node else []
 
     def selection(self) -> Selection:
         """The built selection rule: milestones, ranges and how the cell's value is chosen. Imports no torch."""

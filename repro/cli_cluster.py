@@ -9,6 +9,7 @@ from repro.cli_options import (
     add_configuration,
     add_folders,
     add_json,
+    add_published,
     add_replicates,
     add_runs,
     add_selection,
@@ -76,4 +77,5 @@ def _tables(verb: Parser) -> None:
     add_selection(verb)
     add_configuration(verb)
     add_folders(verb)
+    add_published(verb)
     add_replicates(verb)

@@ -100,14 +100,18 @@ def add_from_published(verb: Parser) -> None:
     )
 
 
-def add_computing(verb: Parser) -> None:
-    add_configuration(verb)
-    add_folders(verb)
+def add_published(verb: Parser) -> None:
     add_from_published(verb)
     verb.add_argument(
         "--published", type=Path, metavar="DIR", help="folder of imported checkpoints (default: $REPRO_PUBLISHED or "
         "./published)",
     )  # fmt: skip
+
+
+def add_computing(verb: Parser) -> None:
+    add_configuration(verb)
+    add_folders(verb)
+    add_published(verb)
     add_replicates(verb)
     verb.add_argument("--jobs", type=int, metavar="N", help="processes (default: one a core)")
     verb.add_argument("--yes", action="store_true", help="do not ask before more than an hour of work")

@@ -156,10 +156,12 @@ class Evaluation:
         num_samples: images a range.
         guide: the network that guides the sampler, or None.
         preview: how candidates are scored where not by this evaluation, which the chosen one alone then has.
+        prompts: the data whose captions a text-conditional network draws, None without texts. The image of seed s
+            follows a caption of image s modulo their number.
     """
 
     UNITS = {"protocol": "protocol", "num_samples": "samples"}
-    NEUTRAL = {"guide": None, "preview": None}
+    NEUTRAL = {"guide": None, "preview": None, "prompts": None}
 
     ema: AnyEMA
     sampler: Callable[..., Any]
@@ -168,6 +170,7 @@ class Evaluation:
     num_samples: int = 50_000
     guide: Guide | None = None
     preview: Preview | None = None
+    prompts: Dataset | None = None
 
     def __post_init__(self) -> None:
         takes_guide = "guide" in inspect.signature(self.sampler).parameters

@@ -257,15 +257,17 @@ class ImageStream:
         return self._store.contexts(index, caption_choices(self.seed, position, count)).to(torch.float32)
 
     def contexts_of(self, seeds: Sequence[int]) -> Tensor:
-        """Texts to generate images from, (n, tokens, width) float32: of stand-ins that of class seed mod classes.
+        """Texts to generate images from, (n, tokens, width) float32: of seed s one caption of image s mod N, which one
+        follows from the stream's seed and s; of stand-ins that of class s mod classes.
 
         Raises:
-            MissingPrerequisite: the set has captions of its own; those to generate from are others', and not read yet.
+            UsageError: the set has no captions.
         """
-        if not (self.view.stand_in and self.view.context_shape):
-            raise MissingPrerequisite("captions to generate images from cannot be read yet, only those to train with")
-        classes = int(self._store.labels().max()) + 1
-        return torch.from_numpy(class_contexts(np.array(seeds) % classes, *self.view.context_shape))
+        if self.view.stand_in and self.view.context_shape:
+            classes = int(self._store.labels().max()) + 1
+            return torch.from_numpy(class_contexts(np.array(seeds) % classes, *self.view.context_shape))
+        choices = np.array([caption_choices(self.seed, seed, 1)[0] for seed in seeds], dtype=np.int64)
+        return self._store.contexts(np.array(seeds) % self._store.count, choices).to(torch.float32)
 
     def indices(self, position: int, count: int) -> npt.NDArray[np.int64]:
         """(count,) int64 in 0..size-1: which image each position shows; those from N on are mirror images."""

@@ -5,6 +5,7 @@ x_t = alpha(t) x_0 + sigma(t) eps with alpha^2 + sigma^2 = 1. Schedules are floa
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Sequence
 from functools import lru_cache
@@ -180,7 +181,7 @@ class VPDenoiser(nn.Module):
         tau = (t.reshape(-1).to(torch.float64) * self.process.time_factor).to(torch.float32).expand(x.shape[0])
         images = x.to(torch.float32)
         told = self.condition_of(condition, images)
-        with torch.autocast(x.device.type, self._dtype(x.device), enabled=self._dtype(x.device) != torch.float32):
+        with self._precision(x.device):
             output: Tensor = self.model(images, tau, told)
         return output.to(torch.float32)
 
@@ -196,10 +197,12 @@ class VPDenoiser(nn.Module):
         time = t.reshape(-1).to(torch.float64)
         return (x - expand(self.process.alpha(time), x) * output) / expand(self.process.sigma(time), x)
 
-    def _dtype(self, device: torch.device) -> torch.dtype:
-        if self.use_bf16:
-            return torch.bfloat16
-        return torch.float16 if self.use_fp16 and device.type == "cuda" else torch.float32
+    def _precision(self, device: torch.device) -> contextlib.AbstractContextManager[None]:
+        if self.use_bf16 and device.type != "meta":  # nothing is computed there, and autocast refuses it
+            return torch.autocast(device.type, torch.bfloat16)
+        if self.use_fp16 and device.type == "cuda":
+            return torch.autocast(device.type, torch.float16)
+        return contextlib.nullcontext()
 
     def condition_of(self, condition: Tensor | None, x: Tensor) -> Tensor | None:
         """What the model takes: labels or texts for a U-ViT, one-hot classes for the others."""
@@ -212,7 +215,7 @@ class VPDenoiser(nn.Module):
         condition = condition.expand(x.shape[0], -1)
         if not isinstance(self.model, UViT):
             return condition
-        if not self.model.null_class and not bool(condition.any(1).all()):
+        if not self.model.null_class and not x.is_meta and not bool(condition.any(1).all()):
             raise UsageError("this network was trained without a null class and needs a class for every image")
         return torch.where(condition.any(1), condition.argmax(1), self.label_dim)
 

@@ -155,7 +155,7 @@ def _count(denoiser: Node) -> tuple[float, int]:
     from torch.utils.flop_counter import FlopCounterMode
 
     with torch.device("meta"), torch.no_grad():
-        net = build(denoiser).eval()
+        net = build(denoiser).eval().to("meta")  # tables that were computed on the CPU, too
         images = torch.zeros(1, net.img_channels, net.img_resolution, net.img_resolution)
         labels = torch.zeros(1, net.label_dim) if net.label_dim else None
         with FlopCounterMode(display=False) as counter:

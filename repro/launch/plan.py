@@ -284,11 +284,8 @@ def check_prerequisites(
         resolved.check_sampler()
         for line in missing_decoder(resolved.dataset(), folders.data, folders.weights):
             missing[line] = None
-        if resolved.dataset().context_tokens and not resolved.dataset().source.embedded:
-            missing[
-                f"{cell.name}: its images follow captions of the validation set, and this version cannot read "
-                "those to generate from"
-            ] = None
+        for line in resolved.missing_prompts(folders.data):
+            missing[line] = None
         protocol = resolved.protocol()
         for line in protocol.missing(folders.weights):
             missing[line] = None

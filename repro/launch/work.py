@@ -6,8 +6,6 @@ import contextlib
 import dataclasses
 import datetime
 import json
-import os
-import shutil
 import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -23,19 +21,21 @@ from repro.config import build, canonical
 from repro.data.prefetch import rank_slices
 from repro.data.stream import ImageStream
 from repro.diffusion.draws import derive_seed
-from repro.errors import MissingPrerequisite, UsageError
+from repro.errors import UsageError
 from repro.experiment import Evaluation, Execution, Trajectory
 from repro.files import make_folder, remove_leftovers, write_atomic, write_json
 from repro.importers.folders import fill
 from repro.launch.claims import Claim, Owner, acquire, how_to_release
 from repro.launch.evaluate import Scoring, identity_of
 from repro.launch.plan import Folders, Job, Request, Task, has_record, place_of, scored_without_data
+from repro.launch.prompts import open_prompts
 from repro.pictures import write_grid
 from repro.published import BARE, Imported
 from repro.results import provenance
 from repro.results.records import Metric, Record, record_path, write_record
 from repro.sampling import Network
 from repro.training import snapshots
+from repro.training.compiling import compile_network
 from repro.training.distributed import World
 from repro.training.loop import Interrupted, Tracked, Trainer
 
@@ -273,6 +273,7 @@ class Worker:
             self._check_manifest(folder, meta, stream)
         guide = self._guide(resolved, evaluation, stream, execution, imported)
         decode = self._decoder(trajectory, execution)
+        prompts = open_prompts(evaluation, trajectory, self.folders.data, stream)
         path = self._record(task, milestone)
         first = task.range * evaluation.num_samples
 
@@ -293,7 +294,10 @@ class Worker:
             evaluation,
             first,
             make_folder(path.parent),
-            identity_of(resolved.evaluation_hash, *([net] if guide is None else [net, guide])),
+            identity_of(
+                resolved.evaluation_hash + (prompts.manifest_sha256 if prompts else ""),
+                *([net] if guide is None else [net, guide]),
+            ),
             reference,
             self.folders.weights,
             execution,
@@ -302,7 +306,7 @@ class Worker:
             self.world,
             guide,
             decode,
-            stream.contexts_of if stream is not None and stream.view.context_shape else None,
+            prompts.contexts_of if prompts else None,
         )
         scored = scoring.run()
         if scored is None:
@@ -330,6 +334,7 @@ class Worker:
             weights="imported" if imported else "trained",
             imported=[origin_of(one) for one in imported],
             data_manifest_sha256=meta["data_manifest"],
+            prompts_manifest_sha256=prompts.manifest_sha256 if prompts else "",
             reference_sha256=evaluation.protocol.reference_sha256(reference, self.folders.weights),
             sources_sha256=assets.sources_sha256(),
             git_revision=provenance.git_state()[0],
@@ -370,20 +375,6 @@ def build_trajectory(of: Resolved | Leg) -> Trajectory:
     """Build a trajectory's objects; the initial weights follow from its seed."""
     torch.manual_seed(derive_seed(of.trajectory.args["seed"], "init"))
     return build(of.trajectory)
-
-
-def compile_network(network: torch.nn.Module, device: str) -> None:
-    """Compile a network's graphs in place; keys and values of its state stay as they are.
-
-    Raises:
-        MissingPrerequisite: kernels for a CPU need a C++ compiler, and there is none.
-    """
-    compiler = os.environ.get("CXX", "g++")
-    if device == "cpu" and shutil.which(compiler) is None:
-        raise MissingPrerequisite(
-            f"Execution.compile on a CPU needs the C++ compiler {compiler}: install it, or set CXX to another"
-        )
-    network.compile()
 
 
 def _say(owner: Owner, folder: Path) -> str:

@@ -24,7 +24,7 @@ import functools
 import math
 import tempfile
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ from repro.diffusion.discrete_denoiser import DiscreteDenoiser
 from repro.diffusion.draws import StepDraws
 from repro.diffusion.vp_sde import VPDenoiser
 from repro.experiment import Evaluation, Execution, Trajectory
+from repro.launch.prompts import PROMPTS_SEED
 from repro.launch.work import build_trajectory
 from repro.metrics.quantise import beyond_truncation
 from repro.results import discrete_probes, probes, vp_probes
@@ -76,12 +77,14 @@ def fingerprint(resolved: Resolved, data_dir: Path, shared: Shared | None = None
             evaluation.sampler = functools.partial(evaluation.sampler, guide=guide)
             numbers = {**numbers, **{f"guide_{name}": value for name, value in found.items()}}
         selection = evaluation.selection
+        prompts = evaluation.prompts
+        texts = prompts.open(data_dir, PROMPTS_SEED).contexts_of if prompts else None
         return {
             **numbers,
             "milestones": [len(selection.milestones()), selection.milestones()[-1], selection.ranges],
             **path,
             "scores": probes.scores(evaluation.protocol, stream),
-            **_pixels(evaluation, net, stream),
+            **_pixels(evaluation, net, texts),
         }
 
 
@@ -190,10 +193,9 @@ def _training(
     return found
 
 
-def _pixels(evaluation: Evaluation, net: Network, stream: ImageStream) -> dict[str, Any]:
+def _pixels(evaluation: Evaluation, net: Network, texts: Callable[[Sequence[int]], Tensor] | None) -> dict[str, Any]:
     """Two images as an evaluation makes them: labels, noise, and means, spreads and first row before quantisation."""
     seen: dict[str, Any] = {}
-    texts = stream.contexts_of if stream.view.context_shape else None
 
     def sampler(net: Any, latents: Tensor, labels: Tensor | None, *rest: Any) -> Tensor:
         images = evaluation.sampler(net, latents, labels, *rest)

@@ -71,6 +71,8 @@ class Record:
     world_size: int
     seconds: dict[str, float]
     created: str
+    prompts_manifest_sha256: str = ""
+    """Of the data whose captions the images follow."""
     imported: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     """Of imported weights, of the network and of its guide: `source` (the file's published name), `sha256`, `kind`,
     `nimg` and `std`."""

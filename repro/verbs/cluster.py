@@ -22,8 +22,10 @@ from repro.launch.folders import trained_nimg
 from repro.launch.plan import Folders, Job, Plan, Request, check_prerequisites, make_plan
 from repro.launch.submissions import FOLDER, Array
 from repro.launch.survey import CellState, Survey, survey, tail
+from repro.published import import_commands
 from repro.tables import Cell, find_cell
 from repro.verbs.computing import folders
+from repro.verbs.importing import published_folder
 from repro.verbs.planning import chosen_tables, computable_cells, seeds
 
 OTHER_SUBMIT_SECONDS = 120.0
@@ -37,10 +39,11 @@ def submit(options: argparse.Namespace) -> int:
     if not options.dry_run:
         slurm.need()
     where = absolute(folders(options, write=not options.dry_run))
-    chosen, left_out = computable_cells(chosen_tables(options), options)
+    options.published = published_folder(options).absolute()
+    chosen, left_out, given = computable_cells(chosen_tables(options), options)
     for cell in left_out:
-        say(f"left out: {cell.name}: the paper evaluates published weights (--train trains the network instead)")
-    plan = make_plan(chosen, options.scale, options.gin, seeds(options), where.readable)
+        say(f"left out: {cell.name}: {import_commands(cell)} makes published weights usable (--train trains instead)")
+    plan = make_plan(chosen, options.scale, options.gin, seeds(options), where.readable, given)
     for problem in plan.problems:
         say(f"not used: {problem}")
     if not plan.jobs:
@@ -48,7 +51,7 @@ def submit(options: argparse.Namespace) -> int:
         return 0
     if options.dry_run:
         return dry_run(plan, cluster, where)
-    check_prerequisites(needed(chosen, plan), options.scale, options.gin, where, options.train, say)
+    check_prerequisites(needed(chosen, plan), options.scale, options.gin, where, options.train, say, given)
     slurm_submit.check(cluster, where)
     with only_submitter(where.runs):
         return _submit(plan, cluster, where, options)

@@ -9,13 +9,14 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from repro.cells import resolve
+from repro.cells import Resolved, resolve
 from repro.errors import UsageError
 from repro.launch.cluster import Cluster, load_cluster
 from repro.launch.display import clock
 from repro.launch.plan import Folders, Job, Plan, make_plan
 from repro.tables import Cell, load_table, table_names
 from repro.verbs.computing import folders
+from repro.verbs.published import Given, published_for, weights_of
 
 
 def plan(options: argparse.Namespace) -> int:
@@ -25,11 +26,11 @@ def plan(options: argparse.Namespace) -> int:
     cluster = load_cluster(options.cluster) if options.cluster else ASSUMED
     where = folders(options, write=False)
     names = chosen_tables(options)
-    chosen, left_out = computable_cells(names, options)
-    made = make_plan(chosen, options.scale, options.gin, seeds(options), where.readable)
+    chosen, left_out, given = computable_cells(names, options)
+    made = make_plan(chosen, options.scale, options.gin, seeds(options), where.readable, given)
     for problem in made.problems:
         print(f"not used: {problem}", file=sys.stderr)
-    facts = describe(names, made, where, cluster, chosen, options)
+    facts = describe(names, made, where, cluster, chosen, given, options)
     facts["left_out"] = [cell.name for cell in left_out]
     if options.json:
         print(json.dumps(facts, indent=1))
@@ -55,24 +56,26 @@ def seeds(options: argparse.Namespace) -> range:
     return range(options.first_seed, options.first_seed + options.seeds)
 
 
-def computable_cells(names: Sequence[str], options: argparse.Namespace) -> tuple[list[Cell], list[Cell]]:
-    """(cells to compute, cells whose weights the paper's authors published, left out without --train) of some tables.
+def computable_cells(names: Sequence[str], options: argparse.Namespace) -> tuple[list[Cell], list[Cell], Given]:
+    """(cells to compute, cells left out, imported weights that are evaluated) of some tables.
+
+    Left out are those whose weights the paper's authors published, until they are imported or --train is given.
 
     --rows and --columns choose where one table is named.
     """
     if len(names) > 1 and (options.rows or options.columns):
         raise UsageError("--rows and --columns choose from one table")
-    chosen: list[Cell] = []
-    left_out: list[Cell] = []
+    cells: list[Cell] = []
     for name in names:
         table = load_table(name)
         columns = options.columns or (None if options.scale == "full" else list(table.mini_columns))
-        for cell in table.select(options.rows, columns):
-            if cell.reference_only:
-                continue
-            published = cell.starred and options.scale == "full" and not options.train
-            (left_out if published else chosen).append(cell)
-    return chosen, left_out
+        cells += [cell for cell in table.select(options.rows, columns) if not cell.reference_only]
+    given = published_for(cells, options, options.gin, say=True)
+    if weights_of(options) == "published":
+        return [cell for cell in cells if cell.name in given], [], given
+    imported = {cell.name for cell in cells if cell.starred} if options.scale == "full" and not options.train else set()
+    left_out = [cell for cell in cells if cell.name in imported - given.keys()]
+    return [cell for cell in cells if cell not in left_out], left_out, given
 
 
 def describe(
@@ -81,6 +84,7 @@ def describe(
     where: Folders,
     cluster: Cluster,
     cells: Sequence[Cell],
+    given: Given,
     options: argparse.Namespace,
 ) -> dict[str, Any]:
     """All that `plan --json` prints. A trajectory that several tables need stands with the first of them."""
@@ -95,8 +99,8 @@ def describe(
         hashes = {
             base.with_seed(seed).evaluation_hash
             for cell in mine
-            for base in [resolve(cell, options.scale, options.gin)]
-            for seed in seeds(options)
+            for base, replicates in [_replicates(cell, given, options)]
+            for seed in replicates
         }
         shared = sum(
             any(request.cell.startswith(f"{name}/") for request in job.wanted)
@@ -124,6 +128,14 @@ def describe(
             for job, left in priced
         ],
     }
+
+
+def _replicates(cell: Cell, given: Given, options: argparse.Namespace) -> tuple[Resolved, Sequence[int]]:
+    """A cell and its training seeds; imported weights are evaluated once."""
+    base = resolve(cell, options.scale, options.gin)
+    if cell.name not in given:
+        return base, seeds(options)
+    return base.with_imported(*(one.sha256 for one in given[cell.name])), [base.seed]
 
 
 def _table(job: Job) -> str:
@@ -157,5 +169,7 @@ def render(facts: dict[str, Any], name: str | None, cluster: Cluster) -> str:
     lines.append(f"{total['records_done']} of {total['records_done'] + total['records_missing']} records are there")
     if facts["left_out"]:
         count = len(facts["left_out"])
-        lines.append(f"left out: {count} cells of published weights, which --train would train")
+        lines.append(
+            f"left out: {count} cells of published weights: import them (`repro list --published`), or --train"
+        )
     return "\n".join(lines)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,59 +10,23 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from pictures import fill, picture
+from autoencoders import COUNT, Posterior, stand_in
 
 from repro.cli import main
 from repro.data import latents
-from repro.data.contexts import EMPTY_NAME, empty_context
 from repro.data.decoding import latent_decoder, missing_decoder
 from repro.data.encoders import COCO_FACTOR, DIT_FACTOR, EDM2Latents, MomentLatents, PixelEncoder, ScaledLatents
-from repro.data.latents import VAE, encode_images, load_vae, prepare_latents
-from repro.data.manifest import Manifest, load_manifest
-from repro.data.preparing import prepare_images
-from repro.data.sources import Coco, ImageNet, Latents
+from repro.data.latents import encode_images, load_vae, prepare_latents
+from repro.data.manifest import load_manifest
+from repro.data.sources import Latents
 from repro.data.stores import ShardStore
 from repro.data.stream import Dataset
-from repro.data.text import Captions, TextModel, load_text_model, read_captions
+from repro.data.text import load_text_model
 from repro.data.verify import verify_folder
 from repro.data.weights import weights_folder
 from repro.diffusion.draws import StackedGenerator
 from repro.errors import CorruptData, MissingPrerequisite, UsageError
 from repro.sampling import generate
-
-COUNT = 9
-
-
-class Posterior:
-    def __init__(self, x: torch.Tensor) -> None:
-        pooled = torch.nn.functional.avg_pool2d(x, 8)
-        self.mean = torch.cat([pooled, pooled.mean(1, keepdim=True)], 1)
-        self.logvar = self.mean - 3
-        self.std = torch.exp(0.5 * self.logvar)
-
-
-class StandIn(torch.nn.Module):
-    """A posterior that can be computed by hand: means of 8 x 8 pixels."""
-
-    class config:
-        block_out_channels = (1, 1, 1, 1)
-
-    def encode(self, x: torch.Tensor) -> Any:
-        return type("Encoded", (), {"latent_dist": Posterior(x)})
-
-
-def stand_in() -> VAE:
-    return VAE(StandIn(), "0" * 64)
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Nine prepared 16x16 images in three classes, in two shards."""
-    root = tmp_path_factory.mktemp("images")
-    source = ImageNet(COUNT, "dhariwal", 3)
-    folder = root / "data" / f"{source.name}-16x3"
-    prepare_images(source, fill(root / "source", COUNT), folder, 16, shard_images=5)
-    return folder
 
 
 def raw(images: Path) -> tuple[torch.Tensor, torch.Tensor]:
@@ -174,22 +137,6 @@ def test_latents_of_what_is_no_rgb_image_are_refused(images: Path, tmp_path: Pat
         encode_images(stand_in(), torch.zeros(1, 3, 16, 16, dtype=torch.uint8), "dit")
 
 
-@pytest.fixture(scope="module")
-def vae_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    diffusers = pytest.importorskip("diffusers", reason="the extra `latents` is not installed")
-    torch.manual_seed(0)
-    model = diffusers.AutoencoderKL(
-        block_out_channels=(8, 8, 8, 8),
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        norm_num_groups=4,
-        latent_channels=4,
-    )
-    folder = tmp_path_factory.mktemp("vae")
-    model.save_pretrained(folder, safe_serialization=True)
-    return folder
-
-
 def test_a_real_autoencoder_from_configuration(images: Path, tmp_path: Path, vae_folder: Path) -> None:
     vae = load_vae(str(vae_folder), "cpu")
     digest = hashlib.sha256((vae_folder / latents.WEIGHTS).read_bytes()).hexdigest()
@@ -225,147 +172,6 @@ def test_weights_that_are_not_there_or_no_safetensors(tmp_path: Path) -> None:
     (tmp_path / "w.safetensors").write_bytes(b"\x80\x04 a pickle")
     with pytest.raises(CorruptData, match="no safetensors"):
         weights_folder(str(tmp_path), "w.safetensors", [])
-
-
-class Words:
-    """A text model that can be computed by hand: every token is the caption's length."""
-
-    sha256, tokens, width = "1" * 64, 5, 3
-
-    def features(self, captions: Any) -> Any:
-        return np.stack([np.full((5, 3), len(caption), np.float32) for caption in captions])
-
-
-def coco(tmp: Path) -> tuple[Path, Manifest, Path]:
-    """Three prepared images with 1, 2 and 3 captions of different lengths, and their annotations."""
-    names = [f"COCO_train2014_{number:012d}.jpg" for number in (3, 5, 20)]
-    (tmp / "source").mkdir()
-    for number, name in enumerate(names):
-        (tmp / "source" / name).write_bytes(picture(number, (16, 16), "RGB", "JPEG"))
-    folder = tmp / "data" / "coco-train2014-16x3"
-    manifest = prepare_images(Coco(3), tmp / "source", folder, 16)
-    annotations = {
-        "images": [{"id": 7 - k, "file_name": name} for k, name in enumerate(names)],
-        "annotations": [
-            {"id": 100 - 10 * k - j, "image_id": 7 - k, "caption": "x" * (10 * k + j)}
-            for k in range(3)
-            for j in range(k + 1)
-        ],
-    }
-    path = tmp / "captions.json"
-    path.write_text(json.dumps(annotations))
-    return folder, manifest, path
-
-
-def test_captions_are_read_in_the_order_of_the_images(tmp_path: Path) -> None:
-    _, manifest, path = coco(tmp_path)
-    lengths = [[len(caption) for caption in captions] for captions in read_captions(path, manifest)]
-    assert lengths == [[0], [11, 10], [22, 21, 20]], "by number of annotation"
-    content = json.loads(path.read_text())
-    content["annotations"] = [note for note in content["annotations"] if note["image_id"] != 6]
-    path.write_text(json.dumps(content))
-    with pytest.raises(CorruptData, match=r"COCO_train2014_000000000005\.jpg has no caption"):
-        read_captions(path, manifest)
-    content["images"] = content["images"][:2]
-    path.write_text(json.dumps({**content, "annotations": []}))
-    with pytest.raises(CorruptData, match="captions of 2 images, 3 images prepared"):
-        read_captions(path, manifest)
-    path.write_text("{}")
-    with pytest.raises(CorruptData, match="no COCO captions"):
-        read_captions(path, manifest)
-    with pytest.raises(MissingPrerequisite, match="no such file"):
-        read_captions(tmp_path / "nothing.json", manifest)
-
-
-def test_contexts_of_a_caption_chosen_at_each_use(tmp_path: Path) -> None:
-    images, manifest, path = coco(tmp_path)
-    captions = Captions(read_captions(path, manifest), Words())  # type: ignore[arg-type]
-    folder, made = prepare_latents(images, tmp_path / "data", "coco", stand_in(), captions=captions)
-    assert made.options["text_sha256"] == "1" * 64 and made.context_shape == (5, 3)
-    source = Latents("coco-train2014", "coco", 16, 0, 3, text=True)
-    stream = Dataset(source, 2, 8).open(tmp_path / "data", 0)
-    x, y = stream.batch(0, 300)
-    contexts = stream.contexts(0, 300)
-    assert x.shape == (300, 4, 2, 2) and y is None and contexts.shape == (300, 5, 3)
-    assert torch.equal(stream.contexts(150, 20), contexts[150:170])
-    index = stream.indices(0, 300)
-    for image, lengths in enumerate(([0], [10, 11], [20, 21, 22])):
-        seen = contexts[torch.from_numpy(np.flatnonzero(index == image)), 0, 0]
-        found, counts = np.unique(seen.numpy(), return_counts=True)
-        assert found.tolist() == lengths and counts.min() > 100 / len(lengths) * 0.6
-    assert torch.equal(torch.from_numpy(empty_context(folder, made)), torch.zeros(5, 3))
-    assert verify_folder(folder) == []
-    (folder / EMPTY_NAME).write_bytes(b"")
-    assert len(verify_folder(folder)) == 1
-
-
-def test_a_damaged_caption_stops_training_and_is_named(tmp_path: Path) -> None:
-    images, manifest, path = coco(tmp_path)
-    captions = Captions(read_captions(path, manifest), Words())  # type: ignore[arg-type]
-    folder, made = prepare_latents(images, tmp_path / "data", "coco", stand_in(), captions=captions)
-    store = ShardStore(folder, made)
-    entry = store._indices[0][2]
-    shard = folder / made.shards[0].name
-    content = bytearray(shard.read_bytes())
-    content[int(entry["context"]) + 70] ^= 1  # the second caption of the third image
-    shard.write_bytes(content)
-    assert store.contexts(np.array([2]), np.array([0])).shape == (1, 5, 3)
-    with pytest.raises(CorruptData, match=r"-000\.c\.npy, image 2, is damaged"):
-        store.contexts(np.array([2]), np.array([1]))
-    with pytest.raises(CorruptData, match=r"-000\.c\.npy"):
-        raise CorruptData("; ".join(verify_folder(folder)))
-
-
-def test_a_set_without_captions_says_so(images: Path) -> None:
-    stream = Dataset(ImageNet(COUNT, "dhariwal", 3), 16, 3).open(images.parent, 0)
-    with pytest.raises(UsageError, match="no captions"):
-        stream.contexts(0, 2)
-
-
-@pytest.fixture(scope="module")
-def text_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    transformers = pytest.importorskip("transformers", reason="the extra `text` is not installed")
-    folder = tmp_path_factory.mktemp("text")
-    letters = [chr(number) for number in range(97, 123)]
-    words = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
-    (folder / "vocab.json").write_text(json.dumps({word: number for number, word in enumerate(words)}))
-    (folder / "merges.txt").write_text("#version: 0.2\n")
-    tokenizer = transformers.CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"))
-    tokenizer.save_pretrained(folder)
-    (folder / "vocab.json").write_text(json.dumps({word: number for number, word in enumerate(words)}))
-    (folder / "merges.txt").write_text("#version: 0.2\n")
-    torch.manual_seed(0)
-    config = transformers.CLIPTextConfig(
-        vocab_size=len(words), hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
-        max_position_embeddings=77, bos_token_id=len(words) - 2, eos_token_id=len(words) - 1,
-        pad_token_id=len(words) - 1,
-    )  # fmt: skip
-    transformers.CLIPTextModel(config).save_pretrained(folder)
-    return folder
-
-
-def test_a_real_text_model_from_configuration(text_folder: Path) -> None:
-    model = load_text_model(str(text_folder), "cpu")
-    assert isinstance(model, TextModel) and (model.tokens, model.width) == (77, 16)
-    assert model.sha256 == hashlib.sha256((text_folder / "model.safetensors").read_bytes()).hexdigest()
-    features = model.features(["a cat", "a dog", "word " * 200])
-    assert features.shape == (3, 77, 16) and features.dtype == np.float32
-    assert np.allclose(features[0, :2], features[1, :2], atol=1e-5), "causal: start and `a` are the same"
-    assert not np.allclose(features[0, 2], features[1, 2], atol=1e-3)
-    assert np.array_equal(model.features(["a cat"])[0], model.features(["a cat"])[0])
-
-
-def test_the_command_prepares_captions(
-    tmp_path: Path, text_folder: Path, vae_folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    images, _, path = coco(tmp_path)
-    words = ["data", "prepare", "latents", "--source", str(images), "--form", "coco", "--vae", str(vae_folder)]
-    words += ["--text-model", str(text_folder), "--captions", str(path), "--device", "cpu", "--out", str(tmp_path)]
-    assert main(words) == 0
-    out = capsys.readouterr().out
-    assert "coco-train2014-16-coco-2x8: prepared: 3 images" in out
-    stream = Dataset(Latents("coco-train2014", "coco", 16, 0, 3, text=True), 2, 8).open(tmp_path, 0)
-    assert stream.contexts(0, 4).shape == (4, 77, 16)
 
 
 @pytest.mark.parametrize(("library", "load"), [("diffusers", load_vae), ("transformers", load_text_model)])

@@ -11,9 +11,9 @@ from torch import nn
 
 from repro.cells import resolve
 from repro.errors import MissingPrerequisite
-from repro.launch.work import compile_network
 from repro.results.records import read_all
 from repro.tables import find_cell
+from repro.training.compiling import compile_network
 
 COMPILED = (*helpers.TINY, "Execution.compile = True")
 

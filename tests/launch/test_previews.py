@@ -83,15 +83,23 @@ def test_texts_condition_at_mini_by_stand_ins(tmp_path: Path) -> None:
     (job,) = plan(tmp_path, TEXT, shorter).jobs
     assert Worker(folders(tmp_path)).run(job) is None
     assert plan(tmp_path, TEXT, shorter).done == 2
+    records, _ = read_all([tmp_path])
+    assert {len(record.prompts_manifest_sha256) for record in records} == {64}
     stream = resolve(find_cell(TEXT), "ci", TINY).dataset().open(scratch() / "data", 0)
     labels = stream.all_labels()[stream.indices(5, 6) % 3594].numpy()
     assert (stream.contexts(5, 6).numpy() == class_contexts(labels, 77, 48)).all()
     assert (stream.contexts_of([3, 13])[0] == stream.contexts_of([3, 13])[1]).all()
 
 
-def test_images_of_captions_cannot_be_scored_at_full(tmp_path: Path) -> None:
-    with pytest.raises(MissingPrerequisite, match="coco-uvit-s2: its images follow captions of the validation set"):
+def test_captions_to_generate_from_are_asked_for_before_the_work(tmp_path: Path) -> None:
+    with pytest.raises(MissingPrerequisite, match="coco-val2014-256-coco: .*coco-train2014-256-coco: "):
         check_prerequisites([find_cell(TEXT)], "full", (), Folders(tmp_path, (), tmp_path, None), False)
+
+
+def test_a_text_conditional_cell_without_prompts_is_refused(tmp_path: Path) -> None:
+    (job,) = make_plan([find_cell(TEXT)], "ci", [*TINY, "Evaluation.prompts = None"], [0], [tmp_path]).jobs
+    with pytest.raises(UsageError, match="Evaluation.prompts is not set"):
+        Worker(folders(tmp_path)).run(job)
 
 
 @pytest.mark.parametrize(

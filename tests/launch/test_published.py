@@ -26,6 +26,7 @@ from repro.importers.checkpoints import edm2_name
 from repro.importers.nodes import as_json
 from repro.launch.clean import survey
 from repro.launch.plan import check_prerequisites, make_plan
+from repro.launch.submissions import read_all as read_submissions
 from repro.launch.work import Worker
 from repro.published import (
     Imported,
@@ -105,6 +106,22 @@ def test_imported_weights_score_what_trained_ones_do(
     assert main(["collect", *table[1:], *both, "--format", "json", "--from-published"]) == 0
     cell = json.loads(capsys.readouterr().out)["cells"][1]
     assert cell["weights"] == "imported" and cell["imported"] == FILE and cell["verdict"] == ""
+
+
+def test_a_cluster_evaluates_imported_weights_without_training(
+    published: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], fake: Path
+) -> None:
+    profile = tmp_path / "mine.gin"
+    profile.write_text("Cluster.partition = 'main'\nCluster.timeout = 30")
+    options = words(tmp_path / "runs", "--from-published", "--published", str(published), "--json")
+    table = ["edm/table2", "--rows", "e", "f", "--columns", "cifar10-cond-vp"]
+    assert main(["plan", *table, *options]) == 0
+    (line,) = json.loads(capsys.readouterr().out)["tables"]
+    assert (line["cells"], line["complete"], line["experiments"], line["runs"], line["evaluations"]) == (1, 0, 1, 0, 1)
+    assert main(["submit", *table, *options, "--cluster", str(profile)]) == 0
+    assert json.loads(capsys.readouterr().out)["jobs"] == {"evaluate0": "100"}
+    (array,) = read_submissions([tmp_path / "runs"])[-1].arrays
+    assert array.jobs[0].wanted[0].imported == (str(published / "f"),)
 
 
 def test_another_network_is_refused_by_its_first_difference(

@@ -1,0 +1,57 @@
+"""What a plan costs, counted on the meta device: every kind of network and sampler, and a sum by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from repro.launch.cluster import Cluster
+from repro.launch.estimate import cost, estimate, network, nfe, work
+from repro.launch.plan import Plan, make_plan
+from repro.tables import find_cell, load_table, table_names
+
+CELL = "edm/table2/f/cifar10-cond-vp"
+
+
+def plan(tmp_path: Path, *names: str, seeds: int = 1) -> Plan:
+    return make_plan([find_cell(name) for name in names], "full", (), range(seeds), [tmp_path])
+
+
+@pytest.mark.parametrize("table", table_names())
+def test_the_work_of_every_column_of_every_table_is_counted(table: str, tmp_path: Path) -> None:
+    first = {cell.column: cell.name for cell in reversed(load_table(table).computable)}
+    jobs = plan(tmp_path, *first.values()).jobs
+    counted = [work(job) for job in jobs]
+    assert all(w.train_flops > 1e15 and w.disk_bytes > 1e7 for w in counted)
+    assert sum(w.evaluation_flops for w in counted) > 1e12
+
+
+@pytest.mark.parametrize("binding", ["VPDenoiser.use_bf16 = True", "VPDenoiser.use_fp16 = True"])
+def test_precision_changes_no_count(binding: str) -> None:
+    from repro.cells import resolve
+
+    cell = find_cell("scalelong/table1/ls/cifar10-uvit-s2")
+    plain, other = (resolve(cell, "full", bindings).trajectory.args["denoiser"] for bindings in ((), (binding,)))
+    assert network(plain) == network(other)
+
+
+def test_a_sum_by_hand(tmp_path: Path) -> None:
+    made = plan(tmp_path, CELL, seeds=2)
+    resolved = made.jobs[0].wanted[0].resolve()
+    forward, parameters = network(resolved.trajectory.args["denoiser"])
+    assert parameters == 55_735_299 and nfe(resolved) == 35
+    milestones = resolved.selection().milestones()
+    one = work(made.jobs[0])
+    assert one.train_flops == 3 * forward * milestones[-1]
+    assert one.evaluation_flops == forward * 35 * 50_000 * 3 * len(milestones)
+    assert one.disk_bytes == 4 * parameters * (len(milestones) + 2 * 4)
+    found = estimate(made, cluster=Cluster(flops=1e13, gpus_per_node=8, array_parallelism=2, price=3.0))
+    hours = 2 * (one.train_flops + one.evaluation_flops) / 1e13 / 3600
+    assert (found.runs, found.evaluations) == (2, 6 * len(milestones))
+    assert found.gpu_hours == pytest.approx(hours) and found.money == pytest.approx(3 * hours)
+    assert found.hours == pytest.approx(hours / 2 / 8) and "2 training runs" in found.text
+
+
+def test_nothing_costs_nothing() -> None:
+    assert cost([], Cluster()).hours == 0
