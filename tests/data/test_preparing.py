@@ -164,8 +164,8 @@ def test_a_shard_that_was_cut_meanwhile_is_made_anew(tmp_path: Path) -> None:
 def test_a_stopped_command_continues(how: signal.Signals, tmp_path: Path) -> None:
     """The real command, two processes, stopped in the middle by Ctrl-C or killed; no half shard has its final name."""
     source = tmp_path / "source"
-    for number in range(120):
-        source.mkdir(exist_ok=True)
+    source.mkdir()
+    for number in range(60):
         (source / f"{number:04d}.png").write_bytes(picture(number, (400, 300)))
     words = [sys.executable, "-m", "repro", "data", "prepare", "folder", "--source", str(source), "--resolution", "32"]
     words += ["--shard-images", "4", "--jobs", "2", "--out", str(tmp_path / "data")]

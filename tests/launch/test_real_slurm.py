@@ -20,6 +20,7 @@ from conftest import RealSlurm
 from helpers import TINY, compute, data_dir, finish, snapshot_bytes
 from safetensors.torch import load_file
 
+from repro.cli import main
 from repro.launch.attempts import history
 from repro.launch.folders import trained_nimg
 from repro.launch.survey import CellState, survey
@@ -91,7 +92,9 @@ def test_a_disturbed_table_equals_an_undisturbed_one(real_slurm: RealSlurm, tmp_
     repro(tmp_path, "cancel", cancelled)
     wait("the cancelled one ends", lambda: status(tmp_path)[cancelled].state == "cancelled")
     _, err = submit(tmp_path, name, code=1)
-    assert err.count("cancelled") == 2 and err.count("is running") + err.count("is pending") == 3
+    assert f"{shown(cancelled)} seed 0: cancelled" in err
+    for cell in (lost, preempted):
+        assert f"{shown(cell)} seed 0: is running" in err or f"{shown(cell)} seed 0: is pending" in err
     assert "1 not submitted again: add --retry" in err
     submit(tmp_path, name, "--retry")
     real_slurm.node(states[lost].node, "start")
@@ -103,6 +106,10 @@ def test_a_disturbed_table_equals_an_undisturbed_one(real_slurm: RealSlurm, tmp_
     assert code == 0, err
     assert snapshot_bytes(tmp_path / "runs") == snapshot_bytes(local)
     assert values(tmp_path / "runs") == values(local) and len(values(local)) == 4
+
+
+def shown(cell: str) -> str:
+    return cell.removeprefix(f"{TABLE}/")
 
 
 def all_training(tmp_path: Path) -> dict[str, CellState] | None:
@@ -126,15 +133,17 @@ def submit_one(tmp_path: Path, name: str, bindings: Sequence[str] = TINY, code: 
     return repro(tmp_path, *words, *gin, code=code)
 
 
-def test_slurms_own_words(real_slurm: RealSlurm, tmp_path: Path) -> None:
+def test_slurms_own_words(real_slurm: RealSlurm, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    gin = [word for binding in TINY for word in ("--gin", binding)]
+    submission = ["submit", TABLE, "--scale", "ci", *ONE, "--data", str(data_dir()), *gin]
     for settings, words in (
         ({"partition": "lwo"}, "invalid partition specified: lwo"),
         ({"account": "nobody"}, "Invalid account or account/partition combination"),
         ({"nodes": 9}, "Cluster.nodes asks for 9 nodes, and partition low has 4"),
         ({"partition": "short", "timeout": 6}, "Cluster.timeout asks for 6 minutes, and partition short has 5"),
     ):
-        _, err = submit_one(tmp_path, profile(tmp_path, **settings), code=2)
-        assert words in err
+        where = ["--cluster", profile(tmp_path, **settings), "--runs", str(tmp_path / "runs")]
+        assert main([*submission, *where]) == 2 and words in capsys.readouterr().err
     assert not status(tmp_path)
     assert subprocess.run(["squeue", "-h"], capture_output=True, text=True, check=True).stdout == ""
 
