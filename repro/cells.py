@@ -114,6 +114,18 @@ class Resolved:
         with torch.device("meta"):
             check_guide(*(build(leg.trajectory.args["denoiser"]) for leg in self.legs))
 
+    def check_sampler(self) -> None:
+        """Raise UsageError where the sampler asks for what the network has not, which no training would mend."""
+        sampler = build(self.evaluation.args["sampler"])
+        check = getattr(getattr(sampler, "func", sampler), "CHECK", None)
+        if check is None:
+            return
+        import torch
+
+        with torch.device("meta"):
+            net = build(self.trajectory.args["denoiser"])
+        check(net, **getattr(sampler, "keywords", {}))
+
     def with_imported(self, *sha256: str) -> Resolved:
         """The same evaluation of published networks: trajectories that were not trained here, with identities of their
         own. The files decide the weights; the cell decides the networks' form and the data that are scored against.

@@ -72,7 +72,8 @@ class Table:
 
     metric: the paper's name of the metric that decides; shown: all that are printed, in order; mini_columns: the
     columns that scales below full take by default; plot: how to draw it where it is a figure, else None; transposed:
-    whether the paper prints our columns as its rows; reference_file: the CSV that holds the paper's values, or ''.
+    whether the paper prints our columns as its rows; reference_file: the CSV that holds the paper's values, or '';
+    paper_only: metrics shown of which there is no value of ours, and why.
     """
 
     name: str
@@ -90,6 +91,7 @@ class Table:
     plot: Plot | None
     transposed: bool = False
     reference_file: str = ""
+    paper_only: dict[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def computable(self) -> list[Cell]:
@@ -135,6 +137,9 @@ def _table(name: str, data: dict[str, Any]) -> Table:
     notes: dict[str, dict[str, str]] = data.get("column_notes", {})
     if unknown := sorted(set(notes) - set(data["columns"])):
         raise ValueError(f"[column_notes] has no column {unknown[0]!r}")
+    paper_only: dict[str, str] = dict(data.get("paper_only", {}))
+    if unknown := sorted(set(paper_only) - set(data.get("shown", []))):
+        raise ValueError(f"[paper_only] has a metric {unknown[0]!r} that is not shown")
     return Table(
         name=name,
         title=data["title"],
@@ -155,6 +160,7 @@ def _table(name: str, data: dict[str, Any]) -> Table:
         plot=_plot(data["plot"], rows) if "plot" in data else None,
         transposed=data.get("transposed", False),
         reference_file=data.get("reference_file", ""),
+        paper_only=paper_only,
     )
 
 

@@ -184,6 +184,7 @@ title = "t"\npaper = "p"\nsource = "s"\nchosen = "c"\nmetric = "FID"\nmini_colum
         ('[rows.g]\nlabel = "G"\ncells.y = { FID = 1 }', ["y"]),
         ('[rows.g]\nlabel = "G"\ncells.yy = { FID = 1 }', "column 'yy' that the table has not; did you mean 'y'"),
         ("[rows.g]\ncells.y = { FID = 1 }", "'label' is missing"),
+        ('[rows.g]\nlabel = "G"\n[paper_only]\nspeed = "no"', "paper_only. has a metric 'speed' that is not shown"),
     ],
 )
 def test_rows_of_one_s_own(rows: str, outcome: object, tmp_path: object, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,7 @@ from repro.diffusion.discrete import (
     epsilon_from_x0,
     gather,
     model_moments,
+    spaced_steps,
 )
 from repro.diffusion.discrete_denoiser import DiscreteDenoiser
 from repro.diffusion.samplers import Callback, RandnLike
@@ -108,18 +109,24 @@ def _sample(
     return x
 
 
+def check_guidance(net: DiscreteDenoiser, guidance: float, labelled: bool = True) -> None:
+    """UsageError where a network cannot be guided. labelled: whether it is given labels."""
+    if guidance != 1 and not (net.has_null_class and labelled):
+        raise UsageError(
+            f"guidance {guidance:g} needs a class-conditional network with a null class; this one is "
+            + ("unconditional" if not net.label_dim else "without one" if labelled else "given no labels")
+            + ": guidance is 1"
+        )
+
+
 def _evaluator(
     net: DiscreteDenoiser, class_labels: Tensor | None, guidance: float, guided_channels: int | None
 ) -> Callable[[Tensor, Tensor], Tensor]:
     """(x, t) -> the network's output, guided where guidance is not 1. UsageError where it cannot be."""
+    check_guidance(net, guidance, class_labels is not None)
     if guidance == 1:
         return lambda x, t: net(x, t, class_labels)
-    if not net.has_null_class or class_labels is None:
-        raise UsageError(
-            f"guidance {guidance:g} needs a class-conditional network with a null class; this one is "
-            + ("unconditional" if not net.label_dim else "given no labels" if class_labels is None else "without one")
-            + ": guidance is 1"
-        )
+    assert class_labels is not None
     channels = net.img_channels if guided_channels is None else min(guided_channels, net.img_channels)
     both = torch.cat([class_labels, torch.zeros_like(class_labels)])
 
@@ -193,6 +200,18 @@ def _evaluations(*, num_steps: int = 250, guidance: float = 1.0, **_: Any) -> in
     return num_steps * (1 if guidance == 1 else 2)
 
 
-for _sampler in (ancestral_sampler, ddim_sampler):
+def _check_ancestral(net: DiscreteDenoiser, *, num_steps: int = 250, guidance: float = 1.0, **_: Any) -> None:
+    """What sampling would refuse, known before there are weights: UsageError."""
+    spaced_steps(net.process.total, str(num_steps))
+    check_guidance(net, guidance)
+
+
+def _check_ddim(net: DiscreteDenoiser, *, num_steps: int = 250, guidance: float = 1.0, **_: Any) -> None:
+    spaced_steps(net.process.total, f"ddim{num_steps}")
+    check_guidance(net, guidance)
+
+
+for _sampler, _check in ((ancestral_sampler, _check_ancestral), (ddim_sampler, _check_ddim)):
     _sampler.UNITS = {"num_steps": "steps"}  # type: ignore[attr-defined]
     _sampler.NFE = _evaluations  # type: ignore[attr-defined]
+    _sampler.CHECK = _check  # type: ignore[attr-defined]

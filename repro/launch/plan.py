@@ -281,6 +281,7 @@ def check_prerequisites(
             unimported.setdefault(import_commands(cell), []).append(cell.name)
             imported = True  # they will be, and no data are needed then
         resolved.check_guide()
+        resolved.check_sampler()
         for line in missing_decoder(resolved.dataset(), folders.data, folders.weights):
             missing[line] = None
         for line in resolved.missing_prompts(folders.data):

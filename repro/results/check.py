@@ -36,11 +36,18 @@ class Report:
 
 
 def check_fingerprints(
-    table: Table, cells: Sequence[Cell], data_dir: Path, progress: Callable[[int, int, str], None]
+    table: Table,
+    cells: Sequence[Cell],
+    data_dir: Path,
+    progress: Callable[[int, int, str], None],
+    shared: Shared | None = None,
 ) -> Report:
-    """Compute every cell's fingerprint at mini and compare it with the committed one."""
+    """Compute every cell's fingerprint at mini and compare it with the committed one.
+
+    shared: see `fingerprint`; for several tables.
+    """
     committed = load_fingerprints(table.name)
-    shared: Shared = {}
+    shared = {} if shared is None else shared
     lines = []
     for index, cell in enumerate(cells):
         progress(index, len(cells), cell.name)

@@ -12,7 +12,7 @@ from tabulate import tabulate
 from repro.results.collect import REFERENCE_ONLY, CellResult, Collection, mean_and_sd, row_of
 from repro.results.picture import svg
 from repro.results.sizes import SIZES
-from repro.tables import Cell
+from repro.tables import Cell, Table
 
 FORMATS = ("md", "latex", "html", "csv", "json", "svg")
 DAGGER = "†"
@@ -44,7 +44,9 @@ def grid(collection: Collection, form: str) -> str:
 
 
 def cells_of(collection: Collection) -> tuple[list[str], list[list[str]]]:
-    """(headers, body) of the table as text: in every column ours and the paper's value of each metric shown."""
+    """(headers, body) of the table as text: in every column ours and the paper's value of each metric shown, but for
+    metrics that only the paper has.
+    """
     table = collection.table
     found = {(result.cell.row, result.cell.column): result for result in collection.cells}
     across, down = table.columns, table.rows
@@ -56,14 +58,20 @@ def cells_of(collection: Collection) -> tuple[list[str], list[list[str]]]:
     for name in columns:
         for index, metric in enumerate(table.shown):
             own = collection.own_name(metric)
-            headers += [f"{across[name]}: {own}" if index == 0 else own, f"paper's {metric}"]
+            both = (f"{across[name]}: {own}" if index == 0 else own, f"paper's {metric}")
+            headers += _kept(table, metric, both)
     body = []
     for row, label in down.items():
         results = [found.get((row, name)) for name in columns]
         if any(results):
-            pairs = (pair(collection, result, metric) for result in results for metric in table.shown)
-            body.append([label, *(text for both in pairs for text in both)])
+            texts = (_kept(table, m, pair(collection, result, m)) for result in results for m in table.shown)
+            body.append([label, *(text for found in texts for text in found)])
     return headers, body
+
+
+def _kept(table: Table, metric: str, both: tuple[str, str]) -> tuple[str, ...]:
+    """(ours, the paper's) of a metric, without ours where there is none."""
+    return both[1:] if metric in table.paper_only else both
 
 
 def pair(collection: Collection, result: CellResult | None, metric: str) -> tuple[str, str]:
@@ -119,7 +127,11 @@ def notes(collection: Collection) -> list[str]:
         each = " or ".join(map(str, ranges))
         lines.append(f"In brackets: mean and sd over the {each} ranges of which our value is the minimum.")
     if shown := [name for name in SIZES if name in table.shown]:
-        lines.append(f"{' and '.join(shown)}: of the network at full scale, counted; a guide is not.")
+        lines.append(
+            f"{' and '.join(shown)}: of the network at full scale in the form that is sampled from, counted "
+            "(multiply-accumulates of an image, as the paper counts them); a guide is not."
+        )
+    lines += [f"{metric}: {why}." for metric, why in table.paper_only.items()]
     inferred: dict[str, list[Cell]] = {}
     for result in collection.cells:
         for reason in result.cell.inferred_parts:

@@ -12,7 +12,7 @@ from repro.config import build
 from repro.tables import Cell
 
 SIZES = ("Mparams", "Gflops")
-"""Columns that a table may show: millions of trainable parameters, and 10^9 multiply-accumulates an evaluation."""
+"""Columns that a table may show: millions of parameters, and 10^9 multiply-accumulates an evaluation."""
 
 
 def sizes(cell: Cell, bindings: Sequence[str] = ()) -> dict[str, float]:
@@ -24,7 +24,11 @@ def sizes(cell: Cell, bindings: Sequence[str] = ()) -> dict[str, float]:
 
 
 def count(resolved: Resolved) -> dict[str, float]:
-    """The sizes of a resolved cell's network at its own scale, counted on the meta device in the paper's way."""
+    """The sizes of a resolved cell's network at its own scale, counted on the meta device in the paper's way.
+
+    What is counted is the form that is sampled from: of U-DiT the one with fused feed-forwards, which has fewer
+    parameters than training moves (Table 8 of the paper).
+    """
     import torch
 
     from repro.diffusion.discrete_denoiser import DiscreteDenoiser
@@ -34,14 +38,15 @@ def count(resolved: Resolved) -> dict[str, float]:
     with torch.device("meta"):
         net = build(resolved.trajectory.args["denoiser"]).eval()
     parameters = sum(p.numel() for p in net.parameters() if p.requires_grad)
-    if isinstance(net, DiscreteDenoiser):
-        flops = cost(lambda: net.model).traced if is_countable(net.model) else None
-    else:
+    if not isinstance(net, DiscreteDenoiser):
         called = (
             net.model if isinstance(net, Precond) else net
         )  # some preconditioning has levels that are no meta tensor
-        flops = operations(lambda: called(*_inputs(net)))
-    return {"Mparams": parameters / 1e6, **({} if flops is None else {"Gflops": flops / 1e9})}
+        return {"Mparams": parameters / 1e6, "Gflops": operations(lambda: called(*_inputs(net))) / 1e9}
+    if not is_countable(net.model):
+        return {"Mparams": parameters / 1e6}
+    found = cost(lambda: net.model)
+    return {"Mparams": found.inference / 1e6, "Gflops": found.traced / 1e9}
 
 
 def _inputs(net: Any) -> tuple[Any, ...]:

@@ -23,6 +23,8 @@ def show(options: argparse.Namespace) -> int:
     print(f"{facts['cell']} at {facts['scale']}")
     for key in ("trajectory_hash", "evaluation_hash", "parameters", "nfe", "milestone_kimg", "candidates", "ranges"):
         print(f"  {key:16} {ADAPTIVE if key == 'nfe' and facts[key] is None else facts[key]}")
+    if facts["fused_parameters"] is not None:
+        print(f"  {'fused_parameters':16} {facts['fused_parameters']} (of the form that is sampled from)")
     if facts["gflops"] is not None:
         print(f"  {'gflops':16} {facts['gflops']:.2f} (multiply-accumulates of an image, as the paper counts them)")
     print(f"  {'snapshots_gb':16} {facts['snapshots_gb']:.2f} (disk for the EMA at every candidate)")
@@ -44,6 +46,8 @@ def describe(resolved: Resolved) -> dict[str, Any]:
     with torch.device("meta"):
         net = build(resolved.trajectory.args["denoiser"])
     parameters = sum(p.numel() for p in net.parameters() if p.requires_grad)
+    counted = count(resolved)
+    inference = round(1e6 * counted["Mparams"])
     selection = resolved.selection()
     sampler = build(resolved.evaluation.args["sampler"])
     milestones = selection.milestones()
@@ -54,7 +58,8 @@ def describe(resolved: Resolved) -> dict[str, Any]:
         "trajectory_hash": resolved.trajectory_hash,
         "evaluation_hash": resolved.evaluation_hash,
         "parameters": parameters,
-        "gflops": count(resolved).get("Gflops"),
+        "fused_parameters": None if inference == parameters else inference,
+        "gflops": counted.get("Gflops"),
         "nfe": None if is_adaptive(sampler) else count_nfe(sampler),
         "milestone_kimg": milestones[-1] / 1000,
         "milestones_kimg": [milestone / 1000 for milestone in milestones],

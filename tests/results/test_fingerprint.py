@@ -2,19 +2,20 @@ from __future__ import annotations
 
 import json
 import math
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from mutants import F_VE, F_VP, FAULTS, Fault
 from record_factory import resolved
 
-from repro.cells import Resolved
+from repro.cells import Resolved, experiment_digest, resolve
 from repro.results import fingerprint as module
 from repro.results.check import check_fingerprints
 from repro.results.fingerprint import Shared, differences, fingerprint
 from repro.results.references import load_fingerprints
-from repro.tables import load_table, table_names
+from repro.tables import Cell, load_table, table_names
 
 FOUND: dict[str, dict[str, Any]] = {}
 
@@ -101,8 +102,6 @@ def test_every_form_of_difference_has_its_line() -> None:
 
 
 def test_a_moved_or_missing_fingerprint_fails_the_check(committed: Path, healthy: Any, data: Path) -> None:
-    from repro.cells import experiment_digest
-
     table = load_table("edm/table2")
     cells = table.select(["f"], ["cifar10-cond-vp"])
 
@@ -120,11 +119,82 @@ def test_a_moved_or_missing_fingerprint_fails_the_check(committed: Path, healthy
     assert (report.exit_code, report.lines[0].verdict) == (3, "skipped")
 
 
+PLACE = {"schedule", "data", "images", "losses", "grad_norms", "applied_norms", "update", "ema_update"} | {
+    "milestones", "pixels", "pixel_mean", "pixel_sd",
+}  # fmt: skip
+"""Numbers that follow from where in its training a cell looks."""
+
+
+NIGHTLY = ("udit/table6",)
+"""Half a minute a cell: `tox -e mini-udit` computes them."""
+
+
+class Shares(NamedTuple):
+    """Who computes what. computed: table -> cells that its test computes, of any table; alike: cells of one
+    configuration at mini; near: cells that differ in the milestone alone; nightly: what no test computes."""
+
+    computed: dict[str, list[Cell]]
+    alike: list[tuple[Cell, Cell]]
+    near: list[tuple[Cell, Cell]]
+    nightly: list[Cell]
+
+
+@cache
+def shares() -> Shares:
+    """Every configuration at mini is computed once, by the test of the first table that has its training run."""
+    found = Shares({name: [] for name in table_names()}, [], [], [])
+    first: dict[str, Cell] = {}
+    looks: dict[str, Cell] = {}
+    owners: dict[str, str] = {}
+    for name in table_names():
+        for one in load_table(name).computable:
+            here = resolve(one, "mini")
+            evaluation = {**here.config["args"]["evaluation"]["args"], "selection": None}
+            look = json.dumps([here.trajectory_hash, evaluation], sort_keys=True)
+            configuration = experiment_digest(here)
+            if configuration in first:
+                found.alike.append((first[configuration], one))
+            elif look in looks:
+                found.near.append((looks[look], one))
+            elif name in NIGHTLY:
+                found.nightly.append(one)
+            else:
+                found.computed[owners.setdefault(here.trajectory_hash, name)].append(one)
+                looks[look] = one
+            first.setdefault(configuration, one)
+    return found
+
+
+def committed_of(one: Cell) -> dict[str, Any]:
+    found = load_fingerprints(one.table)[one.name]
+    assert found["experiment"] == experiment_digest(resolve(one, "mini"))
+    values: dict[str, Any] = found["values"]
+    return values
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", table_names())
-def test_every_cell_has_its_fingerprint(name: str, data: Path) -> None:
-    table = load_table(name)
-    report = check_fingerprints(table, table.computable, data, lambda done, total, name: None)
-    assert len(report.lines) == len(table.computable) > 0
-    assert [f"{line.cell}: {line.text}" for line in report.lines if line.verdict != "holds"] == []
-    assert report.exit_code == 0
+def test_every_configuration_has_its_fingerprint(name: str, data: Path) -> None:
+    shared: Shared = {}
+    for table in table_names():
+        cells = [one for one in shares().computed[name] if one.table == table]
+        if cells:
+            report = check_fingerprints(load_table(table), cells, data, lambda done, total, name: None, shared)
+            assert [f"{line.cell}: {line.text}" for line in report.lines if line.verdict != "holds"] == []
+            assert len(report.lines) == len(cells) and report.exit_code == 0
+
+
+def test_every_cell_has_a_fingerprint_and_equal_cells_have_equal_ones() -> None:
+    """Cells that differ in the milestone alone (U-DiT's Table 5) are computed nightly, and compared in part here."""
+    everything = {one.name for name in table_names() for one in load_table(name).computable}
+    assert {name for table in table_names() for name in load_fingerprints(table)} == everything
+    counted = [one.name for cells in (*shares().computed.values(), shares().nightly) for one in cells]
+    others = [one.name for _, one in (*shares().alike, *shares().near)]
+    assert sorted([*counted, *others]) == sorted(everything)
+    assert all(committed_of(one) for one in shares().nightly)
+    for one, other in shares().alike:
+        assert differences(committed_of(other), committed_of(one)) == [], other.name
+    for one, other in shares().near:
+        here, there = committed_of(other), committed_of(one)
+        assert {key for key in here if differences({key: here[key]}, {key: there[key]})} <= PLACE, other.name
+    assert {one.table for _, one in shares().near} == {"udit/table5"}
