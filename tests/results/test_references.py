@@ -1,15 +1,17 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 from record_factory import F_VP, write_values
 
+from repro.cells import experiment_digest, resolve
 from repro.errors import CorruptData, MissingPrerequisite
 from repro.results import pin, references
-from repro.tables import load_table, table_names
+from repro.tables import find_cell, load_table, table_names
 
 
 def test_pinned_hashes_are_what_the_code_gives() -> None:
@@ -18,6 +20,27 @@ def test_pinned_hashes_are_what_the_code_gives() -> None:
     assert set(pinned) == {cell.name for name in table_names() for cell in load_table(name).computable}
     table2 = [entry["evaluation"] for name, entry in pinned.items() if name.startswith("edm/table2/")]
     assert len(set(table2)) == len(table2) == 48
+
+
+COMMITTED = [
+    (table, scale)
+    for table in table_names()
+    for scale in ("mini", "ci")
+    if references.reference_file(table, scale).exists()
+]
+
+
+@pytest.mark.parametrize("table, scale", COMMITTED)
+def test_committed_references_are_of_the_present_configuration(table: str, scale: str) -> None:
+    found = references.load_references(table, scale)
+    for name, reference in found.items():
+        assert reference.experiment == experiment_digest(resolve(find_cell(name), scale)), name
+        assert len(set(reference.seeds)) == len(reference.seeds) >= 5
+        assert len(set(reference.values)) > 1 and all(map(math.isfinite, reference.values))
+    if scale == "mini":
+        loaded = load_table(table)
+        cells = [cell for cell in loaded.select(None, list(loaded.mini_columns)) if not cell.reference_only]
+        assert set(found) == {cell.name for cell in cells}
 
 
 def test_no_file_is_no_reference(committed: Path) -> None:
