@@ -8,7 +8,9 @@ import pickletools
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import fake_slurm
@@ -267,6 +269,42 @@ def test_logs_are_the_newest_of_a_cell(here: Here, fake: Path) -> None:
     (folder / f"{job}_0_log.out").write_text("".join(f"line {number}\n" for number in range(100)))
     code, out, _ = here("logs", CELL, "--lines", "2")
     assert code == 0 and out.splitlines()[1:] == ["line 98", "line 99"] and str(folder) in out
+
+
+def test_logs_follow_until_ctrl_c(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
+    here.submit()
+    job = here.status()[CELL]["job"]
+    folder = next(here.runs.glob("submissions/*/train0")) / job
+    folder.mkdir(exist_ok=True)
+    log = folder / f"{job}_0_log.out"
+    log.write_text("first\n")
+    later = iter([lambda: log.write_text("first\nsecond\n"), None])
+
+    def sleep(seconds: float) -> None:
+        step = next(later)
+        if step is None:
+            raise KeyboardInterrupt
+        step()
+
+    monkeypatch.setattr("repro.verbs.cluster.time", SimpleNamespace(sleep=sleep, monotonic=time.monotonic))
+    code, out, _ = here("logs", CELL, "--follow")
+    assert code == 130 and out.splitlines()[1:] == ["first", "second"]
+
+
+def test_status_is_watched_until_all_is_over(here: Here, fake: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here.submit()
+    waited = []
+
+    def sleep(seconds: float) -> None:
+        waited.append(seconds)
+        if len(waited) == 2:
+            for job in fake_slurm.read(fake):
+                fake_slurm.change(fake, job, state="FAILED", code="1:0")
+
+    monkeypatch.setattr("repro.verbs.cluster.time", SimpleNamespace(sleep=sleep, monotonic=time.monotonic))
+    code, out, _ = here("status", TABLE, "--watch", "5")
+    assert code == 1 and waited == [5, 5]
+    assert out.count("2 pending") == 2 and out.count("2 failed") == 1
 
 
 def test_without_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
