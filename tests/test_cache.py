@@ -87,7 +87,7 @@ def test_old_versions_are_forgotten(empty: Path, monkeypatch: pytest.MonkeyPatch
     assert len(list(empty.iterdir())) == cache.KEPT_VERSIONS
 
 
-def test_collect_and_a_typo_need_no_torch_once_cells_are_kept(tmp_path: Path) -> None:
+def test_collect_plan_and_a_typo_need_no_torch_once_cells_are_kept(tmp_path: Path) -> None:
     script = (
         "import sys, repro.cli\n"
         "code = repro.cli.main(sys.argv[1:])\n"
@@ -101,5 +101,8 @@ def test_collect_and_a_typo_need_no_torch_once_cells_are_kept(tmp_path: Path) ->
     collect = ("collect", "edm/table2", "--scale", "mini", "--rows", "f", "--runs", str(tmp_path))
     assert run(*collect).startswith("0 ['torch'")
     assert run(*collect) == "0 []"
+    plan = ("plan", "edm2/table2", "--rows", "xs-cfg", "--runs", str(tmp_path))
+    assert run(*plan).startswith("0 ['torch'")
+    assert run(*plan) == "0 []", "a guide that was never trained has no snapshots to look for"
     assert run("show", "edm/table2/f/cifar10-cond-pv") == "2 []"
     assert run("reproduce", "edm/tabel2", "--runs", str(tmp_path)) == "2 []"

@@ -190,8 +190,8 @@ def _jobs(wanted: dict[str, list[Request]], tasks: dict[str, list[Task]], runs: 
     after: dict[str, dict[str, None]] = {name: {} for name in tasks}
     guides: dict[str, None] = {}
     for name, found in tasks.items():
-        for task in found:
-            for leg in task.request.resolve().legs[1:]:
+        for request in dict.fromkeys(task.request for task in found):
+            for leg in request.resolve().legs[1:]:
                 if leg.trajectory_hash != name and not _is_trained(leg, runs):
                     after[name][leg.trajectory_hash] = None
                     guides[leg.trajectory_hash] = None
@@ -201,7 +201,9 @@ def _jobs(wanted: dict[str, list[Request]], tasks: dict[str, list[Task]], runs: 
 
 def _is_trained(leg: Leg, runs: Path) -> bool:
     """Whether the snapshots that a guide's average needs lie in the folder of runs."""
-    from repro.training import snapshots  # imports torch: only a missing evaluation with a guide needs it
+    if not (runs / leg.run).is_dir():
+        return False
+    from repro.training import snapshots  # imports torch, and so does what `build` looks into
 
     files = snapshots.needed(runs / leg.run, build(leg.ema), leg.milestones)
     return all(file.exists() for file in files)
