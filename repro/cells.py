@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from repro import assets, cache
-from repro.config import Composition, Node, build, canonical, from_plain, to_plain
+from repro.config import Composition, Node, build, build_on_meta, canonical, from_plain, to_plain
 from repro.errors import UsageError
 from repro.gin_walk import expand
 from repro.identity import SHORT, digest, evaluation_hash
@@ -107,24 +107,16 @@ class Resolved:
         """Raise UsageError where the guide's images or classes are not those of the network that it guides."""
         if len(self.legs) < 2:
             return
-        import torch
+        from repro.diffusion.guidance import check_guide  # imports torch
 
-        from repro.diffusion.guidance import check_guide
-
-        with torch.device("meta"):
-            check_guide(*(build(leg.trajectory.args["denoiser"]) for leg in self.legs))
+        check_guide(*(build_on_meta(leg.trajectory.args["denoiser"]) for leg in self.legs))
 
     def check_sampler(self) -> None:
         """Raise UsageError where the sampler asks for what the network has not, which no training would mend."""
         sampler = build(self.evaluation.args["sampler"])
         check = getattr(getattr(sampler, "func", sampler), "CHECK", None)
-        if check is None:
-            return
-        import torch
-
-        with torch.device("meta"):
-            net = build(self.trajectory.args["denoiser"])
-        check(net, **getattr(sampler, "keywords", {}))
+        if check is not None:
+            check(build_on_meta(self.trajectory.args["denoiser"]), **getattr(sampler, "keywords", {}))
 
     def with_imported(self, *sha256: str) -> Resolved:
         """The same evaluation of published networks: trajectories that were not trained here, with identities of their

@@ -258,6 +258,15 @@ def build(value: Any) -> Any:
     return value
 
 
+def build_on_meta(denoiser: Node) -> Any:
+    """A denoiser on the meta device, in evaluation mode: its form and cost can be asked, and no weight takes memory."""
+    import torch  # heavy
+
+    with torch.device("meta"):
+        net = build(denoiser).eval()
+    return net.to("meta")  # tables that were computed on the CPU, too
+
+
 def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
     """A tree as {dotted path: plain value}; the class of an inner node stands under its own path."""
     if isinstance(value, Node):

@@ -5,6 +5,7 @@ Their contract is that of `repro.diffusion.samplers`, but for a `DiscreteDenoise
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -200,18 +201,13 @@ def _evaluations(*, num_steps: int = 250, guidance: float = 1.0, **_: Any) -> in
     return num_steps * (1 if guidance == 1 else 2)
 
 
-def _check_ancestral(net: DiscreteDenoiser, *, num_steps: int = 250, guidance: float = 1.0, **_: Any) -> None:
-    """What sampling would refuse, known before there are weights: UsageError."""
-    spaced_steps(net.process.total, str(num_steps))
+def _check(spacing: str, net: DiscreteDenoiser, *, num_steps: int = 250, guidance: float = 1.0, **_: Any) -> None:
+    """What sampling would refuse, known before there are weights: UsageError. spacing: before the number of steps."""
+    spaced_steps(net.process.total, f"{spacing}{num_steps}")
     check_guidance(net, guidance)
 
 
-def _check_ddim(net: DiscreteDenoiser, *, num_steps: int = 250, guidance: float = 1.0, **_: Any) -> None:
-    spaced_steps(net.process.total, f"ddim{num_steps}")
-    check_guidance(net, guidance)
-
-
-for _sampler, _check in ((ancestral_sampler, _check_ancestral), (ddim_sampler, _check_ddim)):
+for _sampler, _spacing in ((ancestral_sampler, ""), (ddim_sampler, "ddim")):
     _sampler.UNITS = {"num_steps": "steps"}  # type: ignore[attr-defined]
     _sampler.NFE = _evaluations  # type: ignore[attr-defined]
-    _sampler.CHECK = _check  # type: ignore[attr-defined]
+    _sampler.CHECK = functools.partial(_check, _spacing)  # type: ignore[attr-defined]

@@ -13,7 +13,7 @@ from typing import Any
 
 from repro import cache
 from repro.cells import Leg, Resolved
-from repro.config import Node, build
+from repro.config import Node, build, build_on_meta
 from repro.identity import digest
 from repro.launch.cluster import Cluster
 from repro.launch.folders import trained_nimg
@@ -154,8 +154,8 @@ def _count(denoiser: Node) -> tuple[float, int]:
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
+    net = build_on_meta(denoiser)
     with torch.device("meta"), torch.no_grad():
-        net = build(denoiser).eval().to("meta")  # tables that were computed on the CPU, too
         images = torch.zeros(1, net.img_channels, net.img_resolution, net.img_resolution)
         labels = torch.zeros(1, net.label_dim) if net.label_dim else None
         with FlopCounterMode(display=False) as counter:

@@ -147,14 +147,10 @@ def make_plan(
     problems: list[str] = []
     seen: set[tuple[str, int, int]] = set()
     for cell in cells:
-        base = resolve(cell, scale, bindings)
         imported = published.get(cell.name, ())
-        if imported:
-            check_fits(base, *imported)
-            base = base.with_imported(*(one.sha256 for one in imported))
-        for seed in [base.seed] if imported else seeds:
-            resolved = base.with_seed(seed)
-            request = Request(cell.name, scale, tuple(bindings), seed, tuple(str(one.folder) for one in imported))
+        places = tuple(str(one.folder) for one in imported)
+        for resolved in replicates(cell, scale, bindings, seeds, imported):
+            request = Request(cell.name, scale, tuple(bindings), resolved.seed, places)
             for leg in resolved.legs:
                 wanted.setdefault(leg.trajectory_hash, []).append(request)
             for scored, task in _tasks(request, resolved):
@@ -168,6 +164,21 @@ def make_plan(
                 else:
                     tasks.setdefault(resolved.trajectory_hash, []).append(task)
     return Plan(_jobs(wanted, tasks, runs[0]), done, problems)
+
+
+def replicates(
+    cell: Cell, scale: str, bindings: Sequence[str], seeds: Iterable[int], imported: Sequence[Imported] = ()
+) -> list[Resolved]:
+    """What is computed of a cell: a replicate a training seed, or imported weights, once.
+
+    Raises:
+        UsageError: imported weights of another network than the cell's.
+    """
+    base = resolve(cell, scale, bindings)
+    if not imported:
+        return [base.with_seed(seed) for seed in seeds]
+    check_fits(base, *imported)
+    return [base.with_imported(*(one.sha256 for one in imported))]
 
 
 def merged(plans: Sequence[Plan]) -> Plan:

@@ -8,7 +8,7 @@ from typing import Any
 
 from repro import cache
 from repro.cells import Resolved, resolve
-from repro.config import build
+from repro.config import build_on_meta
 from repro.tables import Cell
 
 SIZES = ("Mparams", "Gflops")
@@ -29,19 +29,14 @@ def count(resolved: Resolved) -> dict[str, float]:
     What is counted is the form that is sampled from: of U-DiT the one with fused feed-forwards, which has fewer
     parameters than training moves (Table 8 of the paper).
     """
-    import torch
-
     from repro.diffusion.discrete_denoiser import DiscreteDenoiser
     from repro.diffusion.precond import Precond
     from repro.models.counting import cost, is_countable, operations
 
-    with torch.device("meta"):
-        net = build(resolved.trajectory.args["denoiser"]).eval()
+    net = build_on_meta(resolved.trajectory.args["denoiser"])
     parameters = sum(p.numel() for p in net.parameters() if p.requires_grad)
     if not isinstance(net, DiscreteDenoiser):
-        called = (
-            net.model if isinstance(net, Precond) else net
-        )  # some preconditioning has levels that are no meta tensor
+        called = net.model if isinstance(net, Precond) else net  # of EDM's the network alone
         return {"Mparams": parameters / 1e6, "Gflops": operations(lambda: called(*_inputs(net))) / 1e9}
     if not is_countable(net.model):
         return {"Mparams": parameters / 1e6}

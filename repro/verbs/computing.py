@@ -45,9 +45,11 @@ def folders(options: argparse.Namespace, *, write: bool) -> Folders:
     return Folders(runs[0], tuple(runs[1:]), data, weights)
 
 
-def chosen_cells(options: argparse.Namespace) -> list[Cell]:
-    """The cells that --rows and --columns name; without --columns, below full, the table's default columns."""
-    table = load_table(options.table)
+def chosen_cells(options: argparse.Namespace, name: str | None = None) -> list[Cell]:
+    """The cells that --rows and --columns name, of the command's table or another; without --columns, below full, the
+    table's default columns.
+    """
+    table = load_table(name or options.table)
     columns = options.columns or (None if options.scale == "full" else list(table.mini_columns))
     return table.select(options.rows, columns)
 

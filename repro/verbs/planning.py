@@ -9,13 +9,12 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from repro.cells import Resolved, resolve
 from repro.errors import UsageError
 from repro.launch.cluster import Cluster, load_cluster
 from repro.launch.display import clock
-from repro.launch.plan import Folders, Job, Plan, make_plan
+from repro.launch.plan import Folders, Job, Plan, make_plan, replicates
 from repro.tables import Cell, load_table, table_names
-from repro.verbs.computing import folders
+from repro.verbs.computing import chosen_cells, folders
 from repro.verbs.published import Given, published_for, weights_of
 
 
@@ -65,17 +64,16 @@ def computable_cells(names: Sequence[str], options: argparse.Namespace) -> tuple
     """
     if len(names) > 1 and (options.rows or options.columns):
         raise UsageError("--rows and --columns choose from one table")
-    cells: list[Cell] = []
-    for name in names:
-        table = load_table(name)
-        columns = options.columns or (None if options.scale == "full" else list(table.mini_columns))
-        cells += [cell for cell in table.select(options.rows, columns) if not cell.reference_only]
+    cells = [cell for name in names for cell in chosen_cells(options, name) if not cell.reference_only]
     given = published_for(cells, options, options.gin, say=True)
     if weights_of(options) == "published":
         return [cell for cell in cells if cell.name in given], [], given
-    imported = {cell.name for cell in cells if cell.starred} if options.scale == "full" and not options.train else set()
-    left_out = [cell for cell in cells if cell.name in imported - given.keys()]
-    return [cell for cell in cells if cell not in left_out], left_out, given
+    chosen: list[Cell] = []
+    left_out: list[Cell] = []
+    for cell in cells:
+        needs_import = cell.starred and options.scale == "full" and not options.train and cell.name not in given
+        (left_out if needs_import else chosen).append(cell)
+    return chosen, left_out, given
 
 
 def describe(
@@ -97,10 +95,9 @@ def describe(
         own = [(job, left) for job, left in priced if _table(job) == name]
         mine = [cell for cell in cells if cell.table == name]
         hashes = {
-            base.with_seed(seed).evaluation_hash
+            replicate.evaluation_hash
             for cell in mine
-            for base, replicates in [_replicates(cell, given, options)]
-            for seed in replicates
+            for replicate in replicates(cell, options.scale, options.gin, seeds(options), given.get(cell.name, ()))
         }
         shared = sum(
             any(request.cell.startswith(f"{name}/") for request in job.wanted)
@@ -128,14 +125,6 @@ def describe(
             for job, left in priced
         ],
     }
-
-
-def _replicates(cell: Cell, given: Given, options: argparse.Namespace) -> tuple[Resolved, Sequence[int]]:
-    """A cell and its training seeds; imported weights are evaluated once."""
-    base = resolve(cell, options.scale, options.gin)
-    if cell.name not in given:
-        return base, seeds(options)
-    return base.with_imported(*(one.sha256 for one in given[cell.name])), [base.seed]
 
 
 def _table(job: Job) -> str:

@@ -7,7 +7,7 @@ import json
 from typing import Any
 
 from repro.cells import Resolved, resolve
-from repro.config import build, flatten, flatten_origins
+from repro.config import build, build_on_meta, flatten, flatten_origins
 from repro.verbs.computing import computable_cell
 
 ADAPTIVE = "adaptive: measured when sampling, a mean over images"
@@ -38,13 +38,10 @@ def show(options: argparse.Namespace) -> int:
 
 def describe(resolved: Resolved) -> dict[str, Any]:
     """All that `show --json` prints."""
-    import torch  # heavy, like what follows; a name that is wrong was refused before
-
-    from repro.diffusion.samplers import count_nfe, is_adaptive
+    from repro.diffusion.samplers import count_nfe, is_adaptive  # heavy; a name that is wrong was refused before
     from repro.results.sizes import count
 
-    with torch.device("meta"):
-        net = build(resolved.trajectory.args["denoiser"])
+    net = build_on_meta(resolved.trajectory.args["denoiser"])
     parameters = sum(p.numel() for p in net.parameters() if p.requires_grad)
     counted = count(resolved)
     inference = round(1e6 * counted["Mparams"])

@@ -58,6 +58,12 @@ def coco(tmp: Path) -> tuple[Path, Manifest, Path]:
     return folder, manifest, path
 
 
+def captioned(tmp: Path) -> tuple[Path, Captions]:
+    """The images of `coco`, and their captions as `Words` reads them."""
+    images, manifest, path = coco(tmp)
+    return images, Captions(read_captions(path, manifest), Words())  # type: ignore[arg-type]
+
+
 def test_captions_are_read_in_the_order_of_the_images(tmp_path: Path) -> None:
     _, manifest, path = coco(tmp_path)
     lengths = [[len(caption) for caption in captions] for captions in read_captions(path, manifest)]
@@ -79,8 +85,7 @@ def test_captions_are_read_in_the_order_of_the_images(tmp_path: Path) -> None:
 
 
 def test_contexts_of_a_caption_chosen_at_each_use(tmp_path: Path) -> None:
-    images, manifest, path = coco(tmp_path)
-    captions = Captions(read_captions(path, manifest), Words())  # type: ignore[arg-type]
+    images, captions = captioned(tmp_path)
     folder, made = prepare_latents(images, tmp_path / "data", "coco", stand_in(), captions=captions)
     assert made.options["text_sha256"] == "1" * 64 and made.context_shape == (5, 3)
     source = Latents("coco-train2014", "coco", 16, 0, 3, text=True)
@@ -101,8 +106,7 @@ def test_contexts_of_a_caption_chosen_at_each_use(tmp_path: Path) -> None:
 
 
 def test_the_image_of_a_seed_follows_one_caption_of_that_number(tmp_path: Path) -> None:
-    images, manifest, path = coco(tmp_path)
-    captions = Captions(read_captions(path, manifest), Words())  # type: ignore[arg-type]
+    images, captions = captioned(tmp_path)
     prepare_latents(images, tmp_path / "data", "coco", stand_in(), captions=captions)
     data = Dataset(Latents("coco-train2014", "coco", 16, 0, 3, text=True), 2, 8, context_tokens=5, context_dim=3)
     texts = data.open(tmp_path / "data", 0).contexts_of
@@ -115,8 +119,7 @@ def test_the_image_of_a_seed_follows_one_caption_of_that_number(tmp_path: Path) 
 
 
 def test_prompts_of_another_text_model_are_refused(tmp_path: Path) -> None:
-    images, manifest, path = coco(tmp_path)
-    captions = Captions(read_captions(path, manifest), Words())  # type: ignore[arg-type]
+    images, captions = captioned(tmp_path)
     for name in ("train", "val"):
         prepare_latents(images, tmp_path / name, "coco", stand_in(), captions=captions)
     data = Dataset(Latents("coco-train2014", "coco", 16, 0, 3, text=True), 2, 8, context_tokens=5, context_dim=3)
@@ -131,8 +134,7 @@ def test_prompts_of_another_text_model_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_damaged_caption_stops_training_and_is_named(tmp_path: Path) -> None:
-    images, manifest, path = coco(tmp_path)
-    captions = Captions(read_captions(path, manifest), Words())  # type: ignore[arg-type]
+    images, captions = captioned(tmp_path)
     folder, made = prepare_latents(images, tmp_path / "data", "coco", stand_in(), captions=captions)
     store = ShardStore(folder, made)
     entry = store._indices[0][2]

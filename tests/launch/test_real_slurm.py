@@ -127,23 +127,24 @@ ONE = ("--rows", "f", "--columns", "cifar10-cond-vp")
 CELL = CELLS[2]
 
 
-def submit_one(tmp_path: Path, name: str, bindings: Sequence[str] = TINY, code: int = 0) -> tuple[str, str]:
+def submission_of_one(name: str, bindings: Sequence[str] = TINY) -> list[str]:
     gin = [word for binding in bindings for word in ("--gin", binding)]
-    words = ["submit", TABLE, "--scale", "ci", *ONE, "--data", str(data_dir()), "--cluster", name]
-    return repro(tmp_path, *words, *gin, code=code)
+    return ["submit", TABLE, "--scale", "ci", *ONE, "--data", str(data_dir()), "--cluster", name, *gin]
+
+
+def submit_one(tmp_path: Path, name: str, bindings: Sequence[str] = TINY) -> tuple[str, str]:
+    return repro(tmp_path, *submission_of_one(name, bindings))
 
 
 def test_slurms_own_words(real_slurm: RealSlurm, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    gin = [word for binding in TINY for word in ("--gin", binding)]
-    submission = ["submit", TABLE, "--scale", "ci", *ONE, "--data", str(data_dir()), *gin]
     for settings, words in (
         ({"partition": "lwo"}, "invalid partition specified: lwo"),
         ({"account": "nobody"}, "Invalid account or account/partition combination"),
         ({"nodes": 9}, "Cluster.nodes asks for 9 nodes, and partition low has 4"),
         ({"partition": "short", "timeout": 6}, "Cluster.timeout asks for 6 minutes, and partition short has 5"),
     ):
-        where = ["--cluster", profile(tmp_path, **settings), "--runs", str(tmp_path / "runs")]
-        assert main([*submission, *where]) == 2 and words in capsys.readouterr().err
+        command = submission_of_one(profile(tmp_path, **settings))
+        assert main([*command, "--runs", str(tmp_path / "runs")]) == 2 and words in capsys.readouterr().err
     assert not status(tmp_path)
     assert subprocess.run(["squeue", "-h"], capture_output=True, text=True, check=True).stdout == ""
 
