@@ -14,6 +14,8 @@ from repro.cli_options import (
     add_runs,
     add_selection,
     add_verb,
+    at_least,
+    seconds,
     verb_of,
 )
 
@@ -46,7 +48,7 @@ def add(verbs: Any) -> None:
     )  # fmt: skip
     verb.add_argument("table", nargs="?", metavar="TABLE", help="only this table, row or cell")
     verb.add_argument(
-        "--watch", nargs="?", type=float, const=10.0, metavar="SECONDS", help="again every 10 s, until all is over"
+        "--watch", nargs="?", type=seconds, const=10.0, metavar="SECONDS", help="again every 10 s, until all is over"
     )
     add_runs(verb)
     add_json(verb)
@@ -56,11 +58,11 @@ def add(verbs: Any) -> None:
         "repro logs edm/table2/f/cifar10-cond-vp --follow",
     )  # fmt: skip
     verb.add_argument("cell", metavar="CELL")
-    verb.add_argument("--lines", type=int, default=20, metavar="N", help="lines of each log (20)")
+    verb.add_argument("--lines", type=at_least(1), default=20, metavar="N", help="lines of each log (20)")
     verb.add_argument("--follow", action="store_true", help="go on with what is appended, until Ctrl-C")
     verb.add_argument("--stage", choices=("train", "evaluate"), help="only the logs of this stage")
-    verb.add_argument("--rank", type=int, default=0, metavar="R", help="the process (0)")
-    verb.add_argument("--seed", type=int, metavar="S", help="the replicate (default: the first)")
+    verb.add_argument("--rank", type=at_least(0), default=0, metavar="R", help="the process (0)")
+    verb.add_argument("--seed", type=at_least(0), metavar="S", help="the replicate (default: the first)")
     add_runs(verb)
 
     verb = add_verb(

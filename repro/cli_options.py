@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
@@ -28,6 +29,32 @@ class Parser(argparse.ArgumentParser):
         hint = suggest(str(value), choices) or f"; there are {', '.join(choices)}"
         what = f"{action.option_strings[0]} cannot be" if action.option_strings else "unknown verb"
         self.error(f"{what} {value!r}{hint}")
+
+
+def at_least(least: int) -> Callable[[str], int]:
+    """The type of an option that is a whole number, `least` or more."""
+
+    def convert(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is no whole number") from None
+        if value < least:
+            raise argparse.ArgumentTypeError(f"must be {least} or more, not {value}")
+        return value
+
+    return convert
+
+
+def seconds(text: str) -> float:
+    """The type of an option that is a time: above 0, and finite."""
+    try:
+        value = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds") from None
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"must be above 0 and finite, not {text}")
+    return value
 
 
 def verb_of(name: str) -> Callable[[argparse.Namespace], int]:
@@ -113,15 +140,17 @@ def add_computing(verb: Parser) -> None:
     add_folders(verb)
     add_published(verb)
     add_replicates(verb)
-    verb.add_argument("--jobs", type=int, metavar="N", help="processes (default: one a core)")
+    verb.add_argument("--jobs", type=at_least(1), metavar="N", help="processes (default: one a core)")
     verb.add_argument("--yes", action="store_true", help="do not ask before more than an hour of work")
 
 
 def add_replicates(verb: Parser) -> None:
     verb.add_argument(
-        "--seeds", type=int, default=1, metavar="N", help="replicates: training seeds first to first + N - 1"
+        "--seeds", type=at_least(1), default=1, metavar="N", help="replicates: training seeds first to first + N - 1"
     )
-    verb.add_argument("--first-seed", type=int, default=0, metavar="S", help="the first training seed (default 0)")
+    verb.add_argument(
+        "--first-seed", type=at_least(0), default=0, metavar="S", help="the first training seed (default 0)"
+    )
     verb.add_argument("--train", action="store_true", help="train where the paper evaluated published weights")
 
 

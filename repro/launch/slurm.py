@@ -20,6 +20,12 @@ ENDED = frozenset(
 """States in which a job runs no more and waits for nothing; PREEMPTED where preemption means the end."""
 WAITING = frozenset("PENDING REQUEUED REQUEUE_FED REQUEUE_HOLD SPECIAL_EXIT".split())
 """States of a job without processes that will start, again or for the first time."""
+NO_CLUSTER = "Could not establish a configuration source"
+"""What SLURM's programs say where they are installed, and neither slurm.conf nor a DNS record names a controller."""
+GET_ONE = (
+    "use a login node of the cluster, load its module, or start the development cluster: slurm/dev-cluster up, then "
+    'eval "$(slurm/dev-cluster env)"'
+)
 KEPT = frozenset(["SLURM_CONF"])
 LAUNCHERS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "CUDA_VISIBLE_DEVICES")
 HINTS = {
@@ -54,18 +60,18 @@ def need(*programs: str) -> None:
     """Raise MissingPrerequisite where SLURM's programs are not on PATH."""
     for program in programs or ("sbatch", "srun", "squeue", "scontrol"):
         if shutil.which(program) is None:
-            raise MissingPrerequisite(
-                f"there is no SLURM here ({program} is not on PATH): use a login node of the cluster, load its module, "
-                "or start the development cluster: slurm/dev-cluster up"
-            )
+            raise MissingPrerequisite(f"there is no SLURM here ({program} is not on PATH): {GET_ONE}")
 
 
 def call(*words: str) -> subprocess.CompletedProcess[str]:
-    """One of SLURM's programs; CheckFailed where it does not answer."""
+    """One of SLURM's programs. CheckFailed where it does not answer, MissingPrerequisite where it knows no cluster."""
     try:
-        return subprocess.run(words, capture_output=True, text=True, timeout=CALL_SECONDS)
+        done = subprocess.run(words, capture_output=True, text=True, timeout=CALL_SECONDS)
     except subprocess.TimeoutExpired:
         raise CheckFailed(f"{words[0]} did not answer in {CALL_SECONDS:g} s; is the SLURM controller up?") from None
+    if done.returncode and NO_CLUSTER in done.stderr:
+        raise MissingPrerequisite(f"there is no SLURM here ({words[0]} finds no configuration of a cluster): {GET_ONE}")
+    return done
 
 
 def ask(*words: str) -> str:
@@ -153,7 +159,7 @@ def job_lives(job: str, restart: int, cluster: str) -> bool:
         if cluster and settings().get("ClusterName") != cluster:
             return True
         done = call("scontrol", "show", "job", "--oneliner", job)
-    except CheckFailed:
+    except (CheckFailed, MissingPrerequisite):
         return True
     if done.returncode:
         return "Invalid job id" not in done.stderr

@@ -191,17 +191,20 @@ def _teardown(cluster: Cluster, folder: Path, array: str) -> list[str]:
     return ["code=$?", end, "exit $code"]
 
 
-def check(cluster: Cluster, folders: Folders) -> None:
-    """Refuse a profile that asks more than its partition has, and folders that no node sees, before SLURM takes them.
-
-    SLURM itself would take several of these jobs and never start them.
-    """
-    for name, folder in (("runs", folders.runs), ("data", folders.data)):
-        if cluster.shared and not any(folder.is_relative_to(Path(shared).resolve()) for shared in cluster.shared):
+def check_folders(cluster: Cluster, folders: Folders) -> None:
+    """Refuse folders that no node sees. Asks SLURM nothing."""
+    for name, folder in (("runs", folders.runs), ("data", folders.data), ("weights", folders.weights)):
+        if folder is None or not cluster.shared:
+            continue
+        if not any(folder.is_relative_to(Path(shared).resolve()) for shared in cluster.shared):
             raise UsageError(
                 f"the folder of {name} {folder} is in none of Cluster.shared ({', '.join(cluster.shared)}): the nodes "
                 f"do not see it; choose another with --{name}"
             )
+
+
+def check_size(cluster: Cluster) -> None:
+    """Refuse a profile that asks more than its partition has: SLURM would take several such jobs and start none."""
     if not cluster.partition:
         return
     sizes = [size for size in map(slurm.partition, cluster.partition.split(",")) if size is not None]

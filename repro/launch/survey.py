@@ -15,7 +15,7 @@ from repro.launch.folders import last_progress, records_there
 from repro.launch.plan import CHOSEN
 from repro.launch.slurm import Queued
 from repro.launch.slurm_submit import member_log
-from repro.launch.submissions import Member, Submission, read_all
+from repro.launch.submissions import Member, Submission
 
 Kind = Literal["pending", "running", "done", "failed", "cancelled"]
 GRACE_SECONDS = 60.0
@@ -69,16 +69,16 @@ class CellState:
 
 
 class Survey:
-    """One look at all submissions below some folders of runs.
+    """One look at some submissions.
 
     Args:
-        runs: the folders.
+        submissions: oldest first.
         queue: what `slurm.queue` said.
     """
 
-    def __init__(self, runs: Sequence[Path], queue: Mapping[str, Queued]) -> None:
+    def __init__(self, submissions: Sequence[Submission], queue: Mapping[str, Queued]) -> None:
         self.queue = queue
-        self.submissions = read_all(runs)
+        self.submissions = submissions
         self._numbers: dict[tuple[str, str], str | None] = {}
         self._cancelled: dict[str, set[str]] = {}
         self._states: dict[tuple[Path, str], State] = {}
@@ -204,9 +204,9 @@ class Survey:
         return "failed", State("failed", "its jobs say that they are done, but records are missing")
 
 
-def survey(runs: Sequence[Path]) -> Survey:
-    """Look at files and queue. MissingPrerequisite without SLURM."""
-    return Survey(runs, slurm.queue())
+def survey(submissions: Sequence[Submission]) -> Survey:
+    """Look at files and queue; where nothing was submitted, SLURM is not asked. MissingPrerequisite without SLURM."""
+    return Survey(submissions, slurm.queue() if submissions else {})
 
 
 def _by_trajectory(submission: Submission) -> dict[str, list[Member]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -37,9 +37,8 @@ class Report:
 
 def check_fingerprints(
     table: Table,
-    cells: Sequence[Cell],
+    cells: Iterable[Cell],
     data_dir: Path,
-    progress: Callable[[int, int, str], None],
     shared: Shared | None = None,
 ) -> Report:
     """Compute every cell's fingerprint at mini and compare it with the committed one.
@@ -49,8 +48,7 @@ def check_fingerprints(
     committed = load_fingerprints(table.name)
     shared = {} if shared is None else shared
     lines = []
-    for index, cell in enumerate(cells):
-        progress(index, len(cells), cell.name)
+    for cell in cells:
         reference = committed.get(cell.name)
         if reference is None:
             lines.append(Line(cell.name, "skipped", f"none in {references.fingerprint_file(table.name).name}"))
@@ -61,7 +59,6 @@ def check_fingerprints(
             moved.insert(0, "the resolved configuration is another one")
         text = "; ".join(moved) if moved else "unmoved"
         lines.append(Line(cell.name, "outside" if moved else "holds", text))
-    progress(len(cells), len(cells), "")
     rule = "every number within float tolerance of the committed fingerprint"
     return Report(f"{table.name}: fingerprints", lines, _code(lines), rule)
 

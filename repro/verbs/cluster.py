@@ -20,10 +20,11 @@ from repro.launch.cluster import Cluster, load_cluster
 from repro.launch.display import clock
 from repro.launch.folders import trained_nimg
 from repro.launch.plan import Folders, Job, Plan, Request, check_prerequisites, make_plan
-from repro.launch.submissions import FOLDER, Array
+from repro.launch.submissions import FOLDER, Array, Submission, read_all
 from repro.launch.survey import CellState, Survey, survey, tail
 from repro.published import import_commands
-from repro.tables import Cell, find_cell
+from repro.suggest import suggest
+from repro.tables import Cell, find_cell, load_table, table_names
 from repro.verbs.computing import folders
 from repro.verbs.importing import published_folder
 from repro.verbs.planning import chosen_tables, computable_cells, seeds
@@ -38,9 +39,9 @@ def submit(options: argparse.Namespace) -> int:
     cluster = load_cluster(options.cluster)
     if not options.dry_run:
         slurm.need()
-    where = absolute(folders(options, write=not options.dry_run))
     options.published = published_folder(options).absolute()
     chosen, left_out, given = computable_cells(chosen_tables(options), options)
+    where = absolute(folders(options, write=not options.dry_run))
     for cell in left_out:
         say(f"left out: {cell.name}: {import_commands(cell)} makes published weights usable (--train trains instead)")
     plan = make_plan(chosen, options.scale, options.gin, seeds(options), where.readable, given)
@@ -49,16 +50,17 @@ def submit(options: argparse.Namespace) -> int:
     if not plan.jobs:
         say(f"nothing to submit: all {plan.done} records are there" if plan.done else "nothing to submit")
         return 0
+    slurm_submit.check_folders(cluster, where)
     if options.dry_run:
         return dry_run(plan, cluster, where)
     check_prerequisites(needed(chosen, plan), options.scale, options.gin, where, options.train, say, given)
-    slurm_submit.check(cluster, where)
+    slurm_submit.check_size(cluster)
     with only_submitter(where.runs):
         return _submit(plan, cluster, where, options)
 
 
 def _submit(plan: Plan, cluster: Cluster, where: Folders, options: argparse.Namespace) -> int:
-    look = survey(where.readable)
+    look = survey(read_all(where.readable))
     fresh, alone, failed = sort_jobs(plan.jobs, look, where)
     for job, why in [*alone, *failed]:
         say(f"{job.title}: {why}")
@@ -198,7 +200,8 @@ def status(options: argparse.Namespace) -> int:
     """How everything stands that was submitted; with --watch again and again."""
     where = absolute(folders(options, write=False))
     while True:
-        states = chosen_states(survey(where.readable).cells(), options.table)
+        submissions = submissions_with(options.table, where)
+        states = chosen_states(survey(submissions).cells(), options.table)
         if options.json:
             print(json.dumps([as_json(state) for state in states], indent=1), flush=True)
         else:
@@ -210,14 +213,28 @@ def status(options: argparse.Namespace) -> int:
         time.sleep(options.watch)
 
 
+def submissions_with(name: str | None, where: Folders) -> list[Submission]:
+    """Everything that was submitted. UsageError, before SLURM is asked, where nothing of a paper, table, row or cell
+    was."""
+    submissions = read_all(where.readable)
+    cells = {entry["cell"] for submission in submissions for entry in submission.facts["cells"]}
+    if name is None or any(is_of(cell, name) for cell in cells):
+        return submissions
+    known = {cell.name for table in table_names() for cell in load_table(table).cells}
+    if not any(is_of(cell, name) for cell in known):
+        parts = {"/".join(cell.split("/")[:depth]) for cell in known | cells for depth in range(1, 5)}
+        raise UsageError(f"no paper, table, row or cell {name!r}{suggest(name, sorted(parts))}")
+    raise UsageError(f"nothing of {name!r} was submitted to this folder of runs (`repro status` shows what was)")
+
+
+def is_of(cell: str, name: str) -> bool:
+    """Whether a cell is the one of a name, or of its paper, table or row."""
+    return f"{cell}/".startswith(f"{name.rstrip('/')}/")
+
+
 def chosen_states(states: Sequence[CellState], name: str | None) -> list[CellState]:
     """Those of a paper, table, row or cell, or all."""
-    if name is None:
-        return list(states)
-    found = [state for state in states if state.cell == name or state.cell.startswith(f"{name.rstrip('/')}/")]
-    if not found:
-        raise UsageError(f"nothing of {name!r} was submitted to this folder of runs (`repro status` shows what was)")
-    return found
+    return [state for state in states if name is None or is_of(state.cell, name)]
 
 
 def as_json(state: CellState) -> dict[str, Any]:
@@ -272,7 +289,7 @@ def logs(options: argparse.Namespace) -> int:
     """Print the end of the newest log of a cell's jobs."""
     find_cell(options.cell)
     where = absolute(folders(options, write=False))
-    look = survey(where.readable)
+    look = survey(submissions_with(options.cell, where))
     states = [s for s in chosen_states(look.cells(), options.cell) if options.seed in (None, s.seed)]
     if not states:
         raise UsageError(f"no replicate of seed {options.seed} of {options.cell} was submitted")
@@ -312,11 +329,11 @@ def follow(path: Path) -> None:
 
 def cancel(options: argparse.Namespace) -> int:
     """Cancel the jobs of a table, row or cell; a job that other cells need too stays."""
-    where = absolute(folders(options, write=False))
-    look = survey(where.readable)
-    states = look.cells()
     if options.all == bool(options.name):
         raise UsageError("name a table or cell, such as edm/table2, or --all")
+    where = absolute(folders(options, write=False))
+    look = survey(submissions_with(options.name, where))
+    states = look.cells()
     chosen = chosen_states(states, options.name)
     kept = {(m.folder, m.name) for s in states if s not in chosen and s.state != "done" for m in s.members}
     doomed: dict[str, list[str]] = {}

@@ -33,10 +33,17 @@ def first_process() -> bool:
 
 
 def folders(options: argparse.Namespace, *, write: bool) -> Folders:
-    """The folders of a command line: options, then environment variables, then ./runs, ./data and PyTorch's cache."""
+    """The folders of a command line: options, then environment variables, then ./runs, ./data and PyTorch's cache.
+
+    Raises:
+        UsageError: a folder of runs is a file, or cannot be written where `write` says that it will be.
+    """
     runs = options.runs or [Path(os.environ.get("REPRO_RUNS", "runs"))]
     data = options.data or Path(os.environ.get("REPRO_DATA", "data"))
     weights = options.weights or (Path(os.environ["REPRO_WEIGHTS"]) if "REPRO_WEIGHTS" in os.environ else None)
+    for folder in runs:
+        if folder.exists() and not folder.is_dir():
+            raise UsageError(f"--runs {folder}: this is a file, not a folder of runs")
     if write:
         make_folder(runs[0])
     for folder in runs:
@@ -101,10 +108,6 @@ def compute(cells: Sequence[Cell], options: argparse.Namespace, variants: Varian
         CheckFailed: a job failed.
         KeyboardInterrupt: it was stopped.
     """
-    if options.seeds < 1 or options.first_seed < 0:
-        raise UsageError("--seeds must be 1 or more, --first-seed 0 or more")
-    if options.jobs is not None and options.jobs < 1:
-        raise UsageError("--jobs must be 1 or more")
     where = folders(options, write=True)
     if weights_of(options) == "published":
         found = [published_for(cells, options, [*options.gin, *extra], first_process()) for extra in variants]

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from repro.cells import resolve
 from repro.errors import UsageError
 from repro.launch.cluster import Cluster, load_cluster
 from repro.launch.display import clock
@@ -16,6 +17,7 @@ from repro.launch.plan import Folders, Job, Plan, make_plan, replicates
 from repro.tables import Cell, load_table, table_names
 from repro.verbs.computing import chosen_cells, folders
 from repro.verbs.published import Given, published_for, weights_of
+from repro.verbs.terminal import counted
 
 
 def plan(options: argparse.Namespace) -> int:
@@ -23,9 +25,11 @@ def plan(options: argparse.Namespace) -> int:
     from repro.launch.estimate import ASSUMED
 
     cluster = load_cluster(options.cluster) if options.cluster else ASSUMED
-    where = folders(options, write=False)
     names = chosen_tables(options)
     chosen, left_out, given = computable_cells(names, options)
+    where = folders(options, write=False)
+    for cell in counted(chosen, len(chosen), "cells resolved"):
+        resolve(cell, options.scale, options.gin)  # costs seconds the first time, and nothing from then on
     made = make_plan(chosen, options.scale, options.gin, seeds(options), where.readable, given)
     for problem in made.problems:
         print(f"not used: {problem}", file=sys.stderr)
@@ -50,8 +54,6 @@ def chosen_tables(options: argparse.Namespace) -> list[str]:
 
 def seeds(options: argparse.Namespace) -> range:
     """The training seeds of --seeds and --first-seed."""
-    if options.seeds < 1 or options.first_seed < 0:
-        raise UsageError("--seeds must be 1 or more, --first-seed 0 or more")
     return range(options.first_seed, options.first_seed + options.seeds)
 
 
@@ -88,7 +90,7 @@ def describe(
     """All that `plan --json` prints. A trajectory that several tables need stands with the first of them."""
     from repro.launch.estimate import cost, work
 
-    priced = [(job, work(job, where)) for job in made.jobs]
+    priced = [(job, work(job, where)) for job in counted(made.jobs, len(made.jobs), "networks counted")]
     missing = {task.evaluation_hash for job in made.jobs for task in job.tasks}
     tables = []
     for name in names:

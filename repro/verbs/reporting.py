@@ -111,13 +111,14 @@ def check(options: argparse.Namespace) -> int:
     from repro.results.check import Report, check_fingerprints, check_statistics, junit
     from repro.tables import load_table
     from repro.verbs.computing import chosen_cells, folders
+    from repro.verbs.terminal import counted
 
     table = load_table(options.table)
     where = folders(options, write=False)
     report: Report
     if options.fingerprint:
         cells = [cell for cell in table.select(options.rows, options.columns) if not cell.reference_only]
-        report = check_fingerprints(table, cells, where.data, _progress)
+        report = check_fingerprints(table, counted(cells, len(cells), "fingerprints"), where.data)
     else:
         collection = collect(table, options.scale, where.readable, chosen_cells(options), options.gin)
         report = check_statistics(collection, options.allow_stale)
@@ -136,10 +137,3 @@ def check(options: argparse.Namespace) -> int:
     words = {0: f"holds{mild}", 1: "OUTSIDE", 3: "nothing comparable"}
     print(words[report.exit_code])
     return report.exit_code
-
-
-def _progress(done: int, total: int, name: str) -> None:
-    if sys.stderr.isatty():
-        print(f"\r\033[K{done}/{total} {name}", end="" if done < total else "\r\033[K", file=sys.stderr, flush=True)
-    elif done and done % 12 == 0:
-        print(f"{done}/{total} fingerprints", file=sys.stderr, flush=True)

@@ -31,6 +31,7 @@ def test_phrases() -> None:
     assert describe({"phase": "sample", "images": 3, "of": 9}) == "sampling 3/9 images"
     assert describe({"phase": "wait", "owner": "process 7 on h"}) == "waits for process 7 on h"
     assert [clock(s) for s in (5, 65, 3600, 3725)] == ["0:05", "1:05", "1:00:00", "1:02:05"]
+    assert [clock(s) for s in (86399, 86400, 1449839227)] == ["23:59:59", "1 d 0:00", "16,780 d 13:07"]
 
 
 def test_the_time_left_ignores_the_start_and_what_was_done_before(now: list[float]) -> None:

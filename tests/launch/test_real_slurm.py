@@ -21,6 +21,7 @@ from helpers import TINY, compute, data_dir, finish, snapshot_bytes
 from safetensors.torch import load_file
 
 from repro.cli import main
+from repro.launch import submissions
 from repro.launch.attempts import history
 from repro.launch.folders import trained_nimg
 from repro.launch.survey import CellState, survey
@@ -60,7 +61,7 @@ def submit(tmp_path: Path, name: str, *more: str, bindings: Sequence[str] = BIND
 
 def status(tmp_path: Path) -> dict[str, CellState]:
     """What `repro status` shows, without a process each time."""
-    return {state.cell: state for state in survey([tmp_path / "runs"]).cells()}
+    return {state.cell: state for state in survey(submissions.read_all([tmp_path / "runs"])).cells()}
 
 
 def wait(what: str, condition: Callable[[], Any], seconds: float = 120) -> Any:

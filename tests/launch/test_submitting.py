@@ -307,15 +307,63 @@ def test_status_is_watched_until_all_is_over(here: Here, fake: Path, monkeypatch
     assert out.count("2 pending") == 2 and out.count("2 failed") == 1
 
 
-def test_without_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+WITHOUT = (["submit", TABLE, "--scale", "ci", "--cluster", "dev"], ["status"], ["logs", CELL], ["cancel", "--all"])
+
+
+def test_without_slurm(here: Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here.submit()
     monkeypatch.setenv("PATH", str(tmp_path))
-    here = Here(tmp_path, capsys)
-    for words in (["submit", TABLE, "--cluster", "dev"], ["status"], ["cancel", "--all"]):
+    for words in WITHOUT:
         code, _, err = here(*words)
-        assert code == 3 and "there is no SLURM here" in err and "slurm/dev-cluster up" in err
+        assert code == 3 and "there is no SLURM here (s" in err and "slurm/dev-cluster up" in err
     with pytest.raises(MissingPrerequisite):
         slurm.need()
     assert here.submit("--dry-run")[0] == 0  # a dry run needs none
+
+
+def test_slurm_without_a_cluster(here: Here, fake: Path) -> None:
+    here.submit()
+    words = f"error: no DNS SRV record\n{{0}}: fatal: {slurm.NO_CLUSTER}"
+    for program in fake_slurm.PROGRAMS:
+        path = fake / "bin" / program
+        path.write_text(f"#!/bin/sh\necho '{words.format(program)}' >&2\nexit 1\n")
+    for command in WITHOUT:
+        code, _, err = here(*command)
+        assert code == 3 and "finds no configuration of a cluster" in err and "slurm/dev-cluster up" in err
+    assert slurm.job_lives("12", 0, ""), "nobody knows better"
+
+
+def test_what_is_asked_is_checked_before_slurm_is(here: Here, fake: Path) -> None:
+    wrong = {
+        ("status", "edm/tabel2"): "no paper, table, row or cell 'edm/tabel2'; did you mean 'edm/table2'?",
+        ("status", TABLE): "nothing of 'edm/table2' was submitted",
+        ("logs", CELL): f"nothing of '{CELL}' was submitted",
+        ("cancel",): "name a table or cell",
+        ("cancel", "edm/table3"): "nothing of 'edm/table3' was submitted",
+        ("status", "--watch", "-1"): "--watch: must be above 0 and finite, not -1",
+        ("status", "--watch", "nan"): "--watch: must be above 0 and finite, not nan",
+        ("status", "--watch", "soon"): "'soon' is no number of seconds",
+        ("logs", CELL, "--lines", "0"): "--lines: must be 1 or more, not 0",
+        ("logs", CELL, "--rank", "-2"): "--rank: must be 0 or more, not -2",
+        ("logs", CELL, "--seed", "one"): "'one' is no whole number",
+    }
+    for words, message in wrong.items():
+        code, _, err = here(*words)
+        assert code == 2 and message in err, err
+    assert here("status")[:2] == (0, "nothing was submitted to this folder of runs\n")
+    assert not (fake / "calls").exists(), "SLURM was not asked"
+
+
+def test_folders_that_no_node_sees(here: Here, tmp_path: Path, fake: Path) -> None:
+    here.set(partition="main", shared=[str(tmp_path / "elsewhere")])
+    for more in ((), ("--dry-run",)):
+        code, out, err = here.submit(*more)
+        assert (code, out) == (2, "") and "is in none of Cluster.shared" in err
+    here.runs.rmdir()
+    here.runs.write_text("")
+    for words in (["plan", TABLE], ["status"], ["collect", TABLE], ["run", CELL]):
+        code, _, err = here(*words)
+        assert code == 2 and f"--runs {here.runs}: this is a file, not a folder of runs" in err
 
 
 def test_profiles_are_as_strict_as_rows(tmp_path: Path) -> None:
@@ -325,6 +373,9 @@ def test_profiles_are_as_strict_as_rows(tmp_path: Path) -> None:
         load_cluster(str(path))
     path.write_text("Cluster.nodes = 'two'")
     with pytest.raises(UsageError, match="mine.gin:1: Cluster.nodes: expected an integer"):
+        load_cluster(str(path))
+    path.write_text("\n\nCluster.price = -1.8")
+    with pytest.raises(UsageError, match=r"mine.gin:3: Cluster.price must be 0 or more, not -1.8"):
         load_cluster(str(path))
     path.write_text("Cluster.requeue = 'sometimes'")
     with pytest.raises(UsageError, match="expected one of 'always', 'interrupted', 'never'"):

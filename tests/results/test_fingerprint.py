@@ -107,7 +107,7 @@ def test_a_moved_or_missing_fingerprint_fails_the_check(committed: Path, healthy
 
     def run(**content: Any) -> Any:
         (committed / "fingerprints.json").write_text(json.dumps({"cells": content}))
-        return check_fingerprints(table, cells, data, lambda done, total, name: None)
+        return check_fingerprints(table, cells, data)
 
     name, digest = cells[0].name, experiment_digest(cell(F_VP))
     report = run(**{name: {"experiment": digest, "values": healthy(F_VP)}})
@@ -179,7 +179,7 @@ def test_every_configuration_has_its_fingerprint(name: str, data: Path) -> None:
     for table in table_names():
         cells = [one for one in shares().computed[name] if one.table == table]
         if cells:
-            report = check_fingerprints(load_table(table), cells, data, lambda done, total, name: None, shared)
+            report = check_fingerprints(load_table(table), cells, data, shared)
             assert [f"{line.cell}: {line.text}" for line in report.lines if line.verdict != "holds"] == []
             assert len(report.lines) == len(cells) and report.exit_code == 0
 
