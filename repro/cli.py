@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from repro import __version__, cli_cluster
+from repro import __version__, cli_analysis, cli_cluster
 from repro.cli_options import EXIT_CODES, Parser
 from repro.cli_options import add_computing as _computing
 from repro.cli_options import add_configuration as _configuration
@@ -23,6 +23,7 @@ from repro.cli_options import add_scoring as _scoring
 from repro.cli_options import add_selection as _selection
 from repro.cli_options import add_verb as _verb
 from repro.cli_options import add_weights as _weights
+from repro.cli_options import at_least as _at_least
 from repro.cli_options import verb_of as _of
 from repro.errors import ReproError
 
@@ -39,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ReproError as error:
         if debug:
             traceback.print_exc()
-        print(f"repro: {_one_line(error)}", file=sys.stderr)
+        print(f"repro: {_in_words(error)}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("repro: interrupted; the same command continues", file=sys.stderr)
@@ -54,7 +55,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
 
 
-def _one_line(error: Exception) -> str:
+def _in_words(error: ReproError) -> str:
+    """One line; of several missing things a line each."""
+    if len(error.args) > 1:
+        return "\n  - ".join([f"{len(error.args)} things are missing:", *(_one_line(part) for part in error.args)])
+    return _one_line(error)
+
+
+def _one_line(error: object) -> str:
     return " ".join(str(error).split())
 
 
@@ -71,11 +79,9 @@ def parser() -> Parser:
     verbs = top.add_subparsers(metavar="VERB", required=True, parser_class=Parser)
     _looking_verbs(verbs)
     _table_verbs(verbs)
-    _ema_verb(verbs)
-    _dynamics_verb(verbs)
     _clean_verb(verbs)
     _check_verb(verbs)
-    _analysis_verbs(verbs)
+    cli_analysis.add(verbs)
     _data_verbs(verbs)
     _metric_verbs(verbs)
     _record_verbs(verbs)
@@ -152,65 +158,6 @@ def _table_verbs(verbs: Any) -> None:
     )  # fmt: skip
 
 
-def _analysis_verbs(verbs: Any) -> None:
-    verb = _verb(
-        verbs, "stability", _of("stability.stability"),
-        "norms, gradients and responses of networks by the scaling of their long skips",
-        "repro stability scalelong/table1/none/cifar10-uvit-s2 scalelong/table1/ls/cifar10-uvit-s2 --scale mini",
-    )  # fmt: skip
-    verb.add_argument("cells", nargs="+", metavar="CELL")
-    verb.add_argument(
-        "--steps", type=int, default=0, metavar="N",
-        help="train N steps, in no folder of runs, and measure on the way (default: the milestones that runs have)",
-    )  # fmt: skip
-    verb.add_argument("--every", type=int, default=10, metavar="K", help="with --steps: measure every K steps (10)")
-    verb.add_argument("--seed", type=int, default=0, metavar="S", help="training seed (0)")
-    verb.add_argument("--out", type=Path, metavar="NAME", help="NAME.png, .svg, ... (default: runs/stability)")
-    _configuration(verb)
-    _folders(verb)
-    _json(verb)
-
-    verb = _verb(
-        verbs, "acceleration", _of("acceleration.acceleration"),
-        "images that each row of a table needs to reach the best score of its first row",
-        "repro acceleration scalelong/table1 --scale mini --baseline none",
-    )  # fmt: skip
-    verb.add_argument("table", metavar="TABLE")
-    verb.add_argument("--baseline", metavar="ROW", help="the row to compare with (default: the table's first)")
-    _selection(verb)
-    _configuration(verb)
-    _folders(verb)
-    _json(verb)
-
-
-def _ema_verb(verbs: Any) -> None:
-    verb = _verb(
-        verbs, "ema", _of("ema.run"), "score averages of the weights of many lengths, all from one training run",
-        "repro ema edm2/table1/g/imagenet512 --scale mini --std 0.05..0.25",
-    )  # fmt: skip
-    verb.add_argument("cell", metavar="CELL")
-    verb.add_argument(
-        "--std", nargs="+", required=True, metavar="STD",
-        help="lengths: 0.1, 0.05..0.25 (nine of them), 0.05..0.25..0.01 (in steps); several, or with commas",
-    )  # fmt: skip
-    _computing(verb)
-    _json(verb)
-    verb.add_argument("--out", type=Path, metavar="FILE", help="where to draw the curve (default: beside the runs)")
-
-
-def _dynamics_verb(verbs: Any) -> None:
-    verb = _verb(
-        verbs, "dynamics", _of("dynamics.run"), "how activations, weights and updates drift in training",
-        "repro dynamics edm2/table1/a/imagenet512 edm2/table1/g/imagenet512 --scale mini",
-    )  # fmt: skip
-    verb.add_argument("cells", nargs="+", metavar="CELL")
-    _configuration(verb)
-    _folders(verb)
-    verb.add_argument("--first-seed", type=int, default=0, metavar="S", help="the training seed (default 0)")
-    _json(verb)
-    verb.add_argument("--out", type=Path, metavar="FILE", help="where to draw (default: beside the runs)")
-
-
 def _clean_verb(verbs: Any) -> None:
     verb = _verb(
         verbs, "clean", _of("clean.run"), "free what no record or reconstruction needs; a dry run by default",
@@ -254,15 +201,21 @@ def _data_verbs(verbs: Any) -> None:
         "--out", type=Path, metavar="DIR", help="folder of prepared data, in which the set gets a folder of its own "
         "(default: $REPRO_DATA or ./data)",
     )  # fmt: skip
-    verb.add_argument("--resolution", type=int, metavar="R", help="height and width in pixels (default: the papers')")
-    verb.add_argument("--channels", type=int, metavar="C", help="3 (default), or 1 for grey (digits: 1)")
+    verb.add_argument(
+        "--resolution", type=_at_least(1), metavar="R", help="height and width in pixels (default: the papers')"
+    )
+    verb.add_argument("--channels", type=_at_least(1), metavar="C", help="3 (default), or 1 for grey (digits: 1)")
     verb.add_argument("--crop", metavar="MODE", help="resize, center-crop, dhariwal, celeba, center-crop-wide:HEIGHT")
-    verb.add_argument("--classes", type=int, metavar="N", help="class folders, of NAME folder or a part of imagenet")
-    verb.add_argument("--count", type=int, metavar="N", help="images expected, where it is not the data set's number")
+    verb.add_argument(
+        "--classes", type=_at_least(1), metavar="N", help="class folders, of NAME folder or a part of imagenet"
+    )
+    verb.add_argument(
+        "--count", type=_at_least(1), metavar="N", help="images expected, where it is not the data set's number"
+    )
     verb.add_argument("--convert", action="store_true", help="turn any 8-bit colour mode into RGB (or grey)")
     verb.add_argument("--skip-bad", action="store_true", help="leave out unusable files, and name them in the manifest")
-    verb.add_argument("--shard-images", type=int, metavar="N", help="images a shard (default: about 64 MB)")
-    verb.add_argument("--jobs", type=int, metavar="N", help="processes (default: one a core)")
+    verb.add_argument("--shard-images", type=_at_least(1), metavar="N", help="images a shard (default: about 64 MB)")
+    verb.add_argument("--jobs", type=_at_least(1), metavar="N", help="processes (default: one a core)")
     verb.add_argument("--form", choices=("edm2", "dit", "coco"), help="latents: what is stored of the posterior")
     verb.add_argument("--flip", choices=("none", "coin", "both"), default="none", help="latents: mirror images")
     verb.add_argument("--vae", metavar="DIR", help="latents: folder or hub name of an AutoencoderKL")
@@ -303,7 +256,7 @@ def _metric_verbs(verbs: Any) -> None:
     verb.add_argument("first", metavar="A", help=f"generated images: {what}")
     verb.add_argument("second", metavar="B", help=f"reference: {what}")
     verb.add_argument("--backends", nargs="+", metavar="NAME", help="such as own/tf1 or clean-fid/clean")
-    verb.add_argument("--n", type=int, metavar="N", help="only the first N images of A")
+    verb.add_argument("--n", type=_at_least(1), metavar="N", help="only the first N images of A")
     verb.add_argument("--kid", action="store_true", help="also the kernel distance")
     verb.add_argument("--extrapolate", action="store_true", help="also FD at infinitely many samples")
     verb.add_argument("--no-error", action="store_true", help="leave out the standard error (block jackknife)")
@@ -320,7 +273,7 @@ def _metric_verbs(verbs: Any) -> None:
     verb.add_argument("--backend", default="own/tf1", metavar="NAME", help="who computes the features (own/tf1)")
     verb.add_argument("--id", metavar="ID", help="name in the store (default: DATA and preprocessing)")
     verb.add_argument("--spatial", action="store_true", help="also the statistics of sFID")
-    verb.add_argument("--real", type=int, metavar="M", help="keep M features, for precision and recall")
+    verb.add_argument("--real", type=_at_least(1), metavar="M", help="keep M features, for precision and recall")
     verb.add_argument(
         "--data", type=Path, metavar="DIR", help="folder of prepared data (default: $REPRO_DATA or ./data)"
     )
@@ -334,7 +287,7 @@ def _metric_verbs(verbs: Any) -> None:
     )
     verb.add_argument("--preprocessing", metavar="NAME", help="tf1, legacy_pytorch, clean, dinov2 or digits")
     verb.add_argument("--id", metavar="ID", help="name in the store (default: the file's)")
-    verb.add_argument("--n", type=int, metavar="N", help="number of images, where the file does not say")
+    verb.add_argument("--n", type=_at_least(1), metavar="N", help="number of images, where the file does not say")
     _weights(verb)
     verb = _verb(
         refs,
@@ -387,7 +340,9 @@ def _weights_verbs(verbs: Any) -> None:
         "(DiT-XL/2), or the cell whose network it is",
     )  # fmt: skip
     verb.add_argument("--config", metavar="JSON", help="published constructor arguments that the file does not tell")
-    verb.add_argument("--kimg", type=int, metavar="N", help="thousands of images seen, of a renamed EDM2 snapshot")
+    verb.add_argument(
+        "--kimg", type=_at_least(0), metavar="N", help="thousands of images seen, of a renamed EDM2 snapshot"
+    )
     verb.add_argument(
         "--std", type=float, metavar="S", help="EMA width of a renamed EDM2 snapshot, or of the average to take from "
         "EDM2's training state (default: its live weights)",
@@ -402,7 +357,9 @@ def _export_verb(verbs: Any) -> None:
     )  # fmt: skip
     verb.add_argument("cell", metavar="CELL")
     verb.add_argument("--out", type=Path, metavar="DIR", help="the new folder (default: named like the cell)")
-    verb.add_argument("--seed", type=int, metavar="S", help="training seed (default: the first that has a value)")
+    verb.add_argument(
+        "--seed", type=_at_least(0), metavar="S", help="training seed (default: the first that has a value)"
+    )
     _configuration(verb)
     _folders(verb)
     _json(verb)

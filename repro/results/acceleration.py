@@ -10,7 +10,7 @@ import dataclasses
 import math
 from collections.abc import Sequence
 
-from repro.errors import UsageError
+from repro.errors import MissingPrerequisite
 from repro.results.collect import CellResult, Collection, mean_and_sd
 
 Points = Sequence[tuple[int, float]]
@@ -69,10 +69,8 @@ def ratios(collection: Collection, baseline: str) -> list[Ratio]:
     """Every cell with curves against its column's baseline, by the seeds that both have.
 
     Raises:
-        UsageError: the table has no such row, or no previews: its cells are not chosen among candidates by any.
+        MissingPrerequisite: the baseline has no previews in these records.
     """
-    if baseline not in collection.table.rows:
-        raise UsageError(f"table {collection.table.name} has no row {baseline!r}")
     found = []
     for column in collection.table.columns:
         results = [result for result in collection.cells if result.cell.column == column]
@@ -80,9 +78,9 @@ def ratios(collection: Collection, baseline: str) -> list[Ratio]:
         if reference is not None and any(replicate.curve for replicate in reference.replicates):
             found += [_against(reference, result) for result in results if any(r.curve for r in result.replicates)]
     if not found:
-        raise UsageError(
-            f"{collection.table.name} at {collection.scale}: no previews of {baseline} over training; "
-            "`repro reproduce` makes them where a table's selection has some"
+        raise MissingPrerequisite(
+            f"no record of a preview of row {baseline} of {collection.table.name} at {collection.scale}: "
+            f"`repro reproduce {collection.table.name} --scale {collection.scale}` makes them"
         )
     return found
 

@@ -9,18 +9,28 @@ from typing import Any
 
 from tabulate import tabulate
 
+from repro.cells import resolve
+from repro.errors import UsageError
 from repro.results.acceleration import Ratio, ratios
 from repro.results.collect import collect, mean_and_sd
+from repro.suggest import suggest
 from repro.tables import load_table
 from repro.verbs.computing import chosen_cells, folders
 
 
 def acceleration(options: argparse.Namespace) -> int:
     """Print the ratios; computes nothing."""
-    where = folders(options, write=False)
     table = load_table(options.table)
     baseline = options.baseline or next(iter(table.rows))
+    if baseline not in table.rows:
+        raise UsageError(f"--baseline: table {table.name} has no row {baseline!r}{suggest(baseline, table.rows)}")
     cells = [cell for cell in chosen_cells(options) if not cell.reference_only]
+    if not any(resolve(cell, options.scale, options.gin).preview() for cell in cells):
+        raise UsageError(
+            f"table {table.name} has no previews: its weights are not chosen among candidates, so there are no scores "
+            "over training to compare"
+        )
+    where = folders(options, write=False)
     collection = collect(table, options.scale, where.readable, cells, options.gin)
     found = ratios(collection, baseline)
     if options.json:

@@ -20,6 +20,8 @@ from repro.verbs.published import weights_of
 
 POINTS = 9
 """Lengths of a range A..B without a step."""
+MOST = 100
+"""Lengths of a range: more are a slip of the pen."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,8 +88,12 @@ def lengths(words: Sequence[str]) -> list[float]:
 
 
 def _filled(word: str, first: float, last: float, step: float | None = None) -> list[float]:
+    if step is not None and not step > 0:
+        raise UsageError(f"--std {word!r}: a step is above 0, not {step:g}")
     count = (last - first) / step if step else POINTS - 1
-    if count <= 0 or abs(count - round(count)) > 1e-4:
+    if not count < MOST:
+        raise UsageError(f"--std {word!r}: more than {MOST} lengths, and each is sampled anew; take larger steps")
+    if count < 0.5 or abs(count - round(count)) > 1e-4:
         raise UsageError(f"--std {word!r}: steps of {step:g} do not lead from {first:g} to {last:g}")
     return [round(first + (last - first) * i / round(count), 6) for i in range(round(count) + 1)]
 

@@ -13,12 +13,16 @@ from typing import Any
 
 from tabulate import tabulate
 
-from repro.cells import resolve
+from repro.cells import Resolved, resolve
 from repro.errors import UsageError
 from repro.files import make_folder, write_atomic
+from repro.identity import digest
 from repro.results.render import without_nan
 from repro.verbs.computing import computable_cell, folders
 from repro.verbs.terminal import status_line
+
+EVERY = 10
+"""Steps between measurements, where --every does not say."""
 
 
 def stability(options: argparse.Namespace) -> int:
@@ -26,17 +30,16 @@ def stability(options: argparse.Namespace) -> int:
     from repro.results import stability_report
     from repro.results.plotting import as_bytes
 
-    if options.steps < 0 or options.every < 1:
-        raise UsageError("--steps must be 0 or more, --every 1 or more")
+    if options.every and not options.steps:
+        raise UsageError("--every needs --steps: trained networks are measured at the milestones that their runs have")
+    every = options.every or EVERY
     where = folders(options, write=False)
     cells = [resolve(computable_cell(name), options.scale, options.gin, seed=options.seed) for name in options.cells]
-    curves = [
-        stability_report.study(cell, where, steps=options.steps, every=options.every, say=status_line) for cell in cells
-    ]
+    curves = [stability_report.study(cell, where, steps=options.steps, every=every, say=status_line) for cell in cells]
     status_line("")
     table, layers = stability_report.rows(curves), stability_report.layers(curves)
     related = stability_report.correlations(curves)
-    target = options.out or where.runs / "stability"
+    target = options.out or where.runs / default_name(cells, options.steps, every)
     make_folder(target.parent)
     figure = stability_report.draw(curves)
     contents = {f".{form}": as_bytes(figure, form) for form in ("png", "svg")}
@@ -57,6 +60,14 @@ def stability(options: argparse.Namespace) -> int:
         write_atomic(target.with_name(target.name + suffix), content)
         print(target.with_name(target.name + suffix), file=sys.stderr)
     return 0
+
+
+def default_name(cells: Sequence[Resolved], steps: int, every: int) -> str:
+    """Name of the report of some cells: other cells, other networks or other steps make another one."""
+    first = f"stability-{cells[0].cell.name.replace('/', '-')}"
+    more = f"-and-{len(cells) - 1}-more" if len(cells) > 1 else ""
+    told = digest([[cell.cell.name, cell.trajectory_hash] for cell in cells] + [[steps, every if steps else 0]])
+    return f"{first}{more}.{cells[0].scale}.{told[:6]}"
 
 
 def _csv(lines: Sequence[dict[str, Any]]) -> bytes:

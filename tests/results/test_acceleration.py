@@ -11,7 +11,7 @@ from record_factory import make_record, resolved
 
 from repro.cells import Resolved
 from repro.cli import main
-from repro.errors import UsageError
+from repro.errors import MissingPrerequisite
 from repro.results.acceleration import best, images_to_reach, ratios
 from repro.results.collect import collect
 from repro.results.records import write_record
@@ -64,10 +64,23 @@ def test_ratio_by_seed_and_its_spread(tmp_path: Path, capsys: pytest.CaptureFixt
     assert json.loads(capsys.readouterr().out)[1]["ratios"] == [pytest.approx(10 / 6), None]
 
 
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["scalelong/table1"], 3, "no record of a preview of row none"),
+        (["scalelong/table1", "--baseline", "nnone"], 2, "has no row 'nnone'; did you mean 'none'?"),
+        (["edm/table2"], 2, "table edm/table2 has no previews"),
+    ],
+)
+def test_what_cannot_be_compared(
+    words: list[str], code: int, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["acceleration", *words, "--scale", "mini", "--runs", str(tmp_path)]) == code
+    assert said in capsys.readouterr().err
+
+
 def test_without_curves_it_says_so(tmp_path: Path) -> None:
     table = load_table("scalelong/table1")
     nothing = collect(table, "mini", [tmp_path], [find_cell(f"scalelong/table1/none/{COLUMN}")])
-    with pytest.raises(UsageError, match="no previews of none over training"):
+    with pytest.raises(MissingPrerequisite, match="no record of a preview of row none .* at mini: `repro reproduce"):
         ratios(nothing, "none")
-    with pytest.raises(UsageError, match="no row 'org'"):
-        ratios(nothing, "org")

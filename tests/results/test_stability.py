@@ -23,6 +23,7 @@ from repro.models.uvit import UViT
 from repro.results import stability
 from repro.results.stability_report import PROBED, probe_of, rank_correlation, study
 from repro.tables import find_cell
+from repro.verbs.stability import default_name
 
 FAMILIES = (
     "edm/table2/f/cifar10-cond-vp",
@@ -126,4 +127,35 @@ def test_in_training_it_writes_figure_and_tables(
     with open(tmp_path / "report.layers.csv", newline="") as stream:
         assert len(list(csv.DictReader(stream))) == 9
     assert not (tmp_path / "runs").exists()
-    assert main(["stability", cells[0], *words[:2], *words[6:], "--steps", "-1"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--steps", "-1"], "--steps: must be 1 or more, not -1"),
+        (["--every", "2"], "--every needs --steps"),
+        (["--steps", "2", "--every", "0"], "--every: must be 1 or more, not 0"),
+        (["--seed", "-1"], "--seed: must be 0 or more, not -1"),
+    ],
+)
+def test_numbers_that_cannot_be(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["stability", "scalelong/table1/ls/cifar10-uvit-s2", *words]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_a_report_overwrites_none_but_its_own() -> None:
+    one, two, three = (
+        resolve(find_cell(f"scalelong/table1/{row}/cifar10-uvit-s2"), "mini") for row in ("none", "cs", "ls")
+    )
+    name = default_name([one], 0, 10)
+    assert name.startswith("stability-scalelong-table1-none-cifar10-uvit-s2.mini.") and name == default_name(
+        [one], 0, 5
+    )
+    others = [[one.with_seed(1)], [one, two], [one, three], [two]]
+    names = {
+        name,
+        default_name([one], 4, 2),
+        default_name([one], 4, 1),
+        *(default_name(cells, 0, 10) for cells in others),
+    }
+    assert len(names) == 7 and "-and-1-more." in default_name([one, two], 0, 10)
