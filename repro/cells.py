@@ -259,7 +259,9 @@ def _compose(files: tuple[str, ...], strict: str, bindings: tuple[str, ...], tex
     execution = composition.root("Execution")
     composition.check_used()
     experiment = apply_scale(full, factors)
-    protocol = build(experiment.args["evaluation"].args["protocol"])
+    evaluation = experiment.args["evaluation"].args
+    protocol = build(evaluation["protocol"])
+    build([node.args["ema"] for node in (experiment.args["evaluation"], evaluation["guide"]) if node])  # or refuse them
     return Resolved(
         cell=_NO_CELL,
         scale=factors.args["name"],

@@ -249,10 +249,21 @@ def canonical(value: Any) -> Any:
 
 
 def build(value: Any) -> Any:
-    """The object that a tree describes: classes are constructed, functions bound with `functools.partial`."""
+    """The object that a tree describes: classes are constructed, functions bound with `functools.partial`.
+
+    Raises:
+        UsageError: a class refuses its arguments; where its message names one, it begins with who set that.
+    """
     if isinstance(value, Node):
         kwargs = {key: build(item) for key, item in value.args.items()}
-        return value.target(**kwargs) if inspect.isclass(value.target) else functools.partial(value.target, **kwargs)
+        if not inspect.isclass(value.target):
+            return functools.partial(value.target, **kwargs)
+        try:
+            return value.target(**kwargs)
+        except UsageError as error:
+            named = (key for key in value.args if str(error).startswith(f"{value.name}.{key} "))
+            origin = value.origins.get(next(named, ""), "default")
+            raise UsageError(str(error) if origin == "default" else f"{origin}: {error}") from None
     if isinstance(value, list):
         return [build(item) for item in value]
     return value

@@ -16,9 +16,12 @@ class UsageError(ReproError):
 
 
 class MissingPrerequisite(ReproError):
-    """Something that has to be fetched or prepared first (weights, data, GPU); the message says how."""
+    """Things that have to be fetched or prepared first (weights, data, GPU), one argument each, which says how."""
 
     exit_code = 3
+
+    def __str__(self) -> str:
+        return "; ".join(map(str, self.args))
 
 
 class CorruptData(ReproError):

@@ -107,6 +107,12 @@ class Table:
         for kind, asked, known in (("row", rows, self.rows), ("column", columns, self.columns)):
             for name in asked or ():
                 if name not in known:
+                    file = f"{self.name}/{name}.gin"
+                    if kind == "row" and (assets.gin_dir() / file).is_file():
+                        raise UsageError(
+                            f"gin/{file} is there, but [rows.{name}] is not in "
+                            f"tables/{self.name.replace('/', '_', 1)}.toml: a row needs both"
+                        )
                     raise UsageError(f"table {self.name} has no {kind} {name!r}{suggest(name, known)}")
         return [c for c in self.cells if c.row in (rows or self.rows) and c.column in (columns or self.columns)]
 

@@ -91,6 +91,29 @@ def gin_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize(
     ("line", "said"),
     [
+        ("PostHocEMA.std = 0.9", "PostHocEMA.std must be above 0 and below 0.2887, not 0.9"),
+        ("PostHocEMA.std = -1.0", "PostHocEMA.std must be above 0 and below 0.2887, not -1.0"),
+        ("PostHocEMA.tracked = [0.3]", "PostHocEMA.tracked must be above 0 and below 0.2887, not 0.3"),
+        ("PostHocEMA.snapshots = -1", "PostHocEMA.snapshots must be 0 or more, not -1"),
+    ],
+)
+def test_a_value_that_a_class_refuses(capsys: pytest.CaptureFixture[str], gin_copy: Path, line: str, said: str) -> None:
+    row = gin_copy / "edm2" / "table1" / "g.gin"
+    number = len(row.read_text().splitlines()) + 1
+    row.write_text(f"{row.read_text().rstrip()}\n{line}\n")
+    message = fails(capsys, ["show", "edm2/table1/g/imagenet512"])
+    assert f"edm2/table1/g.gin:{number}: {said}" in message
+
+
+def test_a_row_that_the_table_does_not_name(capsys: pytest.CaptureFixture[str], gin_copy: Path) -> None:
+    (gin_copy / "edm" / "table2" / "g.gin").write_text("include 'edm/table2/f.gin'\n")
+    message = fails(capsys, ["show", "edm/table2/g/ffhq-vp"])
+    assert "gin/edm/table2/g.gin is there, but [rows.g] is not in tables/edm_table2.toml" in message
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
         ("include 'edm/table2/ee.gin'", "include of 'edm/table2/ee.gin', which does not exist; did you mean"),
         ("Trajectory.bath = 64", "Trajectory has no parameter 'bath'; did you mean 'batch'?"),
         ("Trajektory.batch = 64", "no configurable 'Trajektory'; did you mean 'Trajectory'?"),
@@ -120,12 +143,18 @@ def test_an_unwritable_runs_folder(capsys: pytest.CaptureFixture[str], tmp_path:
     assert f"cannot create the folder {tmp_path / 'file' / 'runs'}" in line
 
 
-def test_full_scale_without_data_and_weights(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_full_scale_without_data_and_weights_says_each_in_a_line(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     folders = ["--runs", str(tmp_path / "r"), "--data", str(tmp_path / "d"), "--weights", str(tmp_path / "w")]
-    line = fails(capsys, ["run", CELL, *folders], 3)
-    assert str(tmp_path / "d") in line and str(tmp_path / "w") in line and "fetch" in line
-    starred = fails(capsys, ["run", "edm/table2/a/cifar10-uncond-vp", *folders], 3)
-    assert "--train trains the network instead" in starred
+    assert main(["run", CELL, *folders]) == 3
+    first, weights, statistics, data = capsys.readouterr().err.splitlines()
+    assert first == "repro: 3 things are missing:"
+    assert weights.startswith(f"  - {tmp_path / 'w'}") and "`repro doctor --download` fetches" in weights
+    assert statistics.startswith(f"  - {tmp_path / 'w'}") and "reference statistics" in statistics
+    assert data.startswith("  - cifar10") and str(tmp_path / "d") in data
+    assert main(["run", "edm/table2/a/cifar10-uncond-vp", *folders]) == 3
+    assert "--train trains the network instead" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_a_failed_job_is_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

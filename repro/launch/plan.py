@@ -317,4 +317,4 @@ def check_prerequisites(
         for protocol in fetchable.values():
             protocol.fetch(folders.weights, say)
     elif missing:
-        raise MissingPrerequisite("; ".join(missing))
+        raise MissingPrerequisite(*missing)

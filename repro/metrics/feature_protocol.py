@@ -220,7 +220,7 @@ class FeatureProtocol:
         """`score` of any number of images: for previews, never for a record."""
         check_images("generated", generated, 2)
         if lines := self.missing(weights_dir):
-            raise MissingPrerequisite("; ".join(lines))
+            raise MissingPrerequisite(*lines)
         self.load(weights_dir)  # refuse before the work
         extractor = self.open(weights_dir, device)
         return self.finish(

@@ -83,7 +83,8 @@ def pair(collection: Collection, result: CellResult | None, metric: str) -> tupl
         return number(result.sizes.get(metric, math.nan)), "" if value is None else number(value)
     if metric != collection.table.metric:
         own = [replicate.value_of(collection.own_name(metric)) for replicate in result.replicates]
-        return number(mean_and_sd(own)[0]), "none" if value is None else number(value)
+        missing = not (own or result.cell.reference_only)
+        return ours(result) if missing else number(mean_and_sd(own)[0]), "none" if value is None else number(value)
     paper = "none" if value is None else f"{value:.2f}" + (STAR if result.cell.starred else "")
     return ours(result), paper
 

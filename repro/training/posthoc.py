@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from repro.errors import CorruptData, MissingPrerequisite, UsageError
 from repro.training import snapshots
 from repro.training.ema import PowerEMA
-from repro.training.power_profile import Array, profile_errors, reliable_range, solve_coefficients
+from repro.training.power_profile import MAX_STD, Array, profile_errors, reliable_range, solve_coefficients
 
 ERROR_LIMIT = 0.025
 """Greatest error of a reconstructed profile (`profile_errors`). The published snapshots, 32 Mi images apart, have 0.023
@@ -46,8 +46,9 @@ class PostHocEMA:
             raise UsageError(f"PostHocEMA.snapshots must be 0 or more, not {self.snapshots}")
         if self.interval_nimg < 1:
             raise UsageError(f"PostHocEMA.interval_nimg must be 1 or more, not {self.interval_nimg}")
-        for std in (self.std, *self.tracked):
-            PowerEMA(std)
+        for name, std in (("std", self.std), *(("tracked", std) for std in self.tracked)):
+            if not 0 < std < MAX_STD:
+                raise UsageError(f"PostHocEMA.{name} must be above 0 and below {MAX_STD:.4f}, not {std}")
 
     @property
     def name(self) -> str:
@@ -139,7 +140,7 @@ def coefficients(times: Array, stds: Array, targets: Sequence[float], limit: flo
             which = f"std {possible[0]:.3f} to {possible[1]:.3f}" if possible else "none other than those stored"
             raise UsageError(
                 f"an EMA of std {std:g} does not follow from {len(times)} snapshots to {end:,.0f} images: its profile "
-                f"would be off by {error:.1%}, {limit:.1%} is allowed; possible: {which}"
+                f"would be off by {error:.2%}, {limit:.2%} is allowed; possible: {which}"
             )
     return solve_coefficients(times, stds, ends, widths)
 

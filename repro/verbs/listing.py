@@ -35,7 +35,7 @@ def run(options: argparse.Namespace) -> int:
             for cell in table.cells:
                 values = ", ".join(f"{metric} {value:g}" for metric, value in cell.reference.items())
                 mark = " (reference only)" if cell.reference_only else " (starred)" if cell.starred else ""
-                print(f"    {cell.name:40} {values}{mark}")
+                print(f"    {cell.name:40} {values}{mark}".rstrip())
     if not options.table:
         print("`repro list TABLE` shows a table's cells, `repro show CELL` what a cell is made of")
     return 0

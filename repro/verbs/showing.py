@@ -9,22 +9,35 @@ from typing import Any
 from repro.cells import Resolved, resolve
 from repro.config import build, build_on_meta, flatten, flatten_origins
 from repro.verbs.computing import computable_cell
+from repro.verbs.terminal import status_line
 
 ADAPTIVE = "adaptive: measured when sampling, a mean over images"
 
 
 def show(options: argparse.Namespace) -> int:
     """Print a cell's configuration, identity, size and cost."""
-    resolved = resolve(computable_cell(options.cell), options.scale, options.gin)
-    facts = describe(resolved)
+    cell = computable_cell(options.cell)
+    status_line(f"{cell.name}: parameters and operations are counted")
+    try:
+        resolved = resolve(cell, options.scale, options.gin)
+        facts = describe(resolved)
+    finally:
+        status_line("")
     if options.json:
         print(json.dumps(facts, indent=1))
         return 0
     print(f"{facts['cell']} at {facts['scale']}")
-    for key in ("trajectory_hash", "evaluation_hash", "parameters", "nfe", "milestone_kimg", "candidates", "ranges"):
-        print(f"  {key:16} {ADAPTIVE if key == 'nfe' and facts[key] is None else facts[key]}")
+    print(f"  {'trajectory_hash':16} {facts['trajectory_hash']}")
+    print(f"  {'evaluation_hash':16} {facts['evaluation_hash']}")
     if facts["fused_parameters"] is not None:
-        print(f"  {'fused_parameters':16} {facts['fused_parameters']} (of the form that is sampled from)")
+        print(
+            f"  {'parameters':16} {facts['fused_parameters']} (of the form that is sampled from, as the paper counts)"
+        )
+        print(f"  {'trained':16} {facts['parameters']} (parameters of the form that is trained)")
+    else:
+        print(f"  {'parameters':16} {facts['parameters']}")
+    for key in ("nfe", "milestone_kimg", "candidates", "ranges"):
+        print(f"  {key:16} {ADAPTIVE if key == 'nfe' and facts[key] is None else facts[key]}")
     if facts["gflops"] is not None:
         print(f"  {'gflops':16} {facts['gflops']:.2f} (multiply-accumulates of an image, as the paper counts them)")
     print(f"  {'snapshots_gb':16} {facts['snapshots_gb']:.2f} (disk for the EMA at every candidate)")
