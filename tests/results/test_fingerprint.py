@@ -125,8 +125,14 @@ PLACE = {"schedule", "data", "images", "losses", "grad_norms", "applied_norms", 
 """Numbers that follow from where in its training a cell looks."""
 
 
-NIGHTLY = ("udit/table6",)
-"""Half a minute a cell: `tox -e mini-udit` computes them."""
+def is_nightly(one: Cell) -> bool:
+    """Whether `tox` alone computes a cell: half a minute each (U-DiT's Table 6), or one more point of a figure's curve,
+    of which two are computed here."""
+    plot = load_table(one.table).plot
+    if plot is None:
+        return one.table == "udit/table6"
+    curve = [row for row, name in plot.curves.items() if name == plot.curves[one.row]]
+    return one.row not in curve[:2]
 
 
 class Shares(NamedTuple):
@@ -156,8 +162,9 @@ def shares() -> Shares:
                 found.alike.append((first[configuration], one))
             elif look in looks:
                 found.near.append((looks[look], one))
-            elif name in NIGHTLY:
+            elif is_nightly(one):
                 found.nightly.append(one)
+                continue
             else:
                 found.computed[owners.setdefault(here.trajectory_hash, name)].append(one)
                 looks[look] = one
