@@ -47,6 +47,10 @@ def all_fingerprints(table: str, data: Path) -> dict[str, dict[str, Any]]:
     return found
 
 
+LEAST = 8
+"""Replicates that a reference needs, where --least does not say."""
+
+
 def measured(table: str, scale: str, runs: Sequence[Path], least: int) -> dict[str, dict[str, Any]]:
     """Seeds, values and moments of every cell of the table's default columns. Raises where replicates are missing."""
     loaded = load_table(table)
@@ -82,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--scale", default="mini")
     parser.add_argument("--runs", type=Path, action="append", default=[])
     parser.add_argument("--data", type=Path, default=Path("data"))
-    parser.add_argument("--least", type=int, default=8, help="replicates that every cell must have")
+    parser.add_argument("--least", type=int, default=LEAST, help="replicates that every cell must have")
     options = parser.parse_args(arguments)
     if options.what == "hashes":
         references.write(references.hashes_file(), "python -m repro.results.pin hashes", full_hashes())
@@ -95,8 +99,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     cells = measured(options.table, options.scale, options.runs or [Path("runs")], options.least)
     seeds = next(iter(cells.values()))["seeds"]
     made = f"repro reproduce {options.table} --scale {options.scale} --seeds {len(seeds)} --first-seed {seeds[0]}"
+    least = f" --least {options.least}" if options.least != LEAST else ""
     path = references.reference_file(options.table, options.scale)
-    references.write(path, f"{made}; {command} --scale {options.scale}", cells, scale=options.scale)
+    references.write(path, f"{made}; {command} --scale {options.scale}{least}", cells, scale=options.scale)
 
 
 if __name__ == "__main__":

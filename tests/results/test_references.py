@@ -88,7 +88,10 @@ def test_what_pin_writes_is_what_check_reads(committed: Path, runs: Path, monkey
     assert set(found) == {F_VP}
     assert found[F_VP].values == tuple(values) and found[F_VP].seeds == (1000, 1001, 1002, 1003)
     made = json.loads((committed / "mini.json").read_text())["made"]
-    assert "--seeds 4 --first-seed 1000" in made["command"] and made["versions"]["torch"] and made["hardware"]["cores"]
+    assert made["command"].endswith(
+        "--seeds 4 --first-seed 1000; python -m repro.results.pin references edm/table2 --scale mini --least 4"
+    )
+    assert made["versions"]["torch"] and made["hardware"]["cores"]
 
 
 def test_pin_needs_records(committed: Path, runs: Path) -> None:
