@@ -23,7 +23,13 @@ RESTARTS = 10**6
 """Time limits that submitit lets a job meet: whether a job goes on is decided by `attempts`."""
 
 
-def arrays_of(jobs: Sequence[Job], trained: Callable[[Job], bool], cluster: Cluster, limit: int) -> list[Array]:
+def arrays_of(
+    jobs: Sequence[Job],
+    trained: Callable[[Job], bool],
+    cluster: Cluster,
+    limit: int,
+    in_work: Mapping[str, str] = {},
+) -> list[Array]:
     """Cut jobs into job arrays: trainings, and evaluations that wait for the member of equal index.
 
     A part of the evaluations has only members whose job has so many; sorting by their number keeps the indexes equal.
@@ -32,6 +38,7 @@ def arrays_of(jobs: Sequence[Job], trained: Callable[[Job], bool], cluster: Clus
         jobs: one a trajectory, with the tasks that are missing.
         trained: whether a job's weights are all there, so that only its evaluations are left.
         limit: greatest number of members of an array.
+        in_work: trajectory hash -> job of an earlier submission that trains it.
     """
     arrays: list[Array] = []
     number = 0
@@ -50,7 +57,9 @@ def arrays_of(jobs: Sequence[Job], trained: Callable[[Job], bool], cluster: Clus
             for part in range(parts):
                 dealt = [dataclasses.replace(job, tasks=job.tasks[part::parts]) for job in some]
                 name = f"evaluate{number}" if parts == 1 else f"evaluate{number}.{part}"
-                arrays.append(Array(name, "evaluate", tuple(job for job in dealt if job.tasks), after, guides))
+                mine = tuple(job for job in dealt if job.tasks)
+                earlier = dict.fromkeys(in_work[guide] for job in mine for guide in job.after if guide in in_work)
+                arrays.append(Array(name, "evaluate", mine, after, guides, tuple(earlier)))
             number += 1
     return arrays
 
@@ -167,6 +176,7 @@ def parameters(
         more["mem"] = f"{round(cluster.mem_gb * 1024)}M"
     waits = [_dependency(*numbers[array.after], len(array.jobs))] if array.after else []
     waits += [f"afterok:{numbers[name][0]}" for name in array.guides if name != array.after]
+    waits += [f"afterok:{job}" for job in array.earlier]
     if waits:
         told["dependency"] = ",".join(waits)
         more["kill-on-invalid-dep"] = "yes"

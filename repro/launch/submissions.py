@@ -64,13 +64,15 @@ class Member:
 @dataclasses.dataclass(frozen=True)
 class Array:
     """Members that one sbatch submits; `after`: the array whose members of equal index must have succeeded, or '';
-    guides: arrays that must have succeeded as a whole, because they train guides of these members."""
+    guides: arrays that must have succeeded as a whole, because they train guides of these members; earlier: jobs of
+    earlier submissions that must have succeeded for the same reason."""
 
     name: str
     stage: Stage
     jobs: tuple[Job, ...]
     after: str = ""
     guides: tuple[str, ...] = ()
+    earlier: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,12 +182,13 @@ def job_from_plain(content: Mapping[str, Any]) -> Job:
 
 def _array_to_plain(array: Array) -> dict[str, Any]:
     jobs = [job_to_plain(without_text(job)) for job in array.jobs]
-    return {"name": array.name, "stage": array.stage, "after": array.after, "guides": list(array.guides), "jobs": jobs}
+    return {**dataclasses.asdict(dataclasses.replace(array, jobs=())), "jobs": jobs}
 
 
 def _array_from_plain(content: Mapping[str, Any]) -> Array:
     jobs = tuple(job_from_plain(job) for job in content["jobs"])
-    return Array(content["name"], content["stage"], jobs, content["after"], tuple(content["guides"]))
+    waits = (tuple(content[name]) for name in ("guides", "earlier"))
+    return Array(content["name"], content["stage"], jobs, content["after"], *waits)
 
 
 def without_text(job: Job) -> Job:

@@ -72,7 +72,7 @@ def _submit(plan: Plan, cluster: Cluster, where: Folders, options: argparse.Name
         say("nothing submitted")
         return 1 if left else 0
     arrays = slurm_submit.arrays_of(
-        jobs, lambda job: is_trained(job, where), cluster, slurm_submit.array_limit(cluster)
+        jobs, lambda job: is_trained(job, where), cluster, slurm_submit.array_limit(cluster), guides_in_work(jobs, look)
     )
     facts = {
         "tables": options.tables,
@@ -91,7 +91,8 @@ def _submit(plan: Plan, cluster: Cluster, where: Folders, options: argparse.Name
         return 1 if left else 0
     evaluations = sum(len(job.tasks) for job in jobs)
     print(
-        f"submitted {len(jobs)} trajectories with {evaluations} evaluations, as jobs "
+        f"submitted {len(jobs)} {'trajectory' if len(jobs) == 1 else 'trajectories'} with {evaluations} "
+        f"evaluation{'s' * (evaluations > 1)}, as jobs "
         f"{', '.join(f'{number} ({name})' for name, number in numbers.items())}"
     )
     print("look at them with: repro status; repro logs CELL; repro cancel TABLE")
@@ -160,6 +161,16 @@ def sort_jobs(
         else:
             fresh.append(job)
     return fresh, alone, failed
+
+
+def guides_in_work(jobs: Sequence[Job], look: Survey) -> dict[str, str]:
+    """Trajectory hash -> the job of an earlier submission that trains it, of guides that some jobs have to wait for."""
+    return {
+        name: state.job
+        for name in dict.fromkeys(name for job in jobs for name in job.after)
+        for _, member, state in look.trajectory(name)
+        if member.stage == "train" and state.active
+    }
 
 
 def is_trained(job: Job, where: Folders) -> bool:

@@ -114,6 +114,26 @@ def test_submitting_twice_submits_nothing_twice(here: Here, fake: Path) -> None:
     assert len(calls(fake, "sbatch")) == 2
 
 
+def test_a_guide_in_work_for_an_earlier_submission_is_waited_for(here: Here, fake: Path) -> None:
+    def submit(row: str) -> tuple[int, str, str]:
+        words = ["edm2/table2", "--rows", row, "--scale", "ci", "--data", str(data_dir())]
+        return here("submit", *words, "--cluster", str(here.profile))
+
+    def waits() -> list[str]:
+        scripts = sorted(fake.glob("script-*.sh"), key=lambda path: int(path.stem.split("-")[1]))
+        return re.findall(r"--dependency=(\S+)", "\n".join(path.read_text() for path in scripts))
+
+    submit("xs-cfg")
+    (guide,) = [m for m in here.members().values() if m.stage == "train" and not m.job.tasks]
+    job = guide.job_id(str(read_all([here.runs])[0].number(guide.array, {})))
+    first = waits()
+    code, out, err = submit("s-cfg")
+    assert code == 0 and "submitted 1 trajectory with 1 evaluation," in out
+    assert f"guide of s-cfg/imagenet512 seed 0: is pending as job {job}" in err
+    (own,) = waits()[len(first) :]
+    assert own.split(",")[1:] == [f"afterok:{job}"] and read_all([here.runs])[1].arrays[1].earlier == (job,)
+
+
 def test_what_is_done_is_not_submitted(here: Here, fake: Path) -> None:
     compute(here.runs)
     here.submit()
@@ -150,7 +170,7 @@ def test_what_failed_is_named_and_submitted_again_only_on_retry(
     code, out, err = here.submit()
     assert code == 1 and "failed (job 100_0): NonFiniteLoss: nan at step 3" in err and "add --retry" in err
     code, out, _ = here.submit("--retry")
-    assert code == 0 and "submitted 1 trajectories" in out
+    assert code == 0 and "submitted 1 trajectory" in out
     assert here.status()[failed]["state"] == "pending"
 
 
