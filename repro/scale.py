@@ -26,6 +26,7 @@ class Scale:
         batch: strictly increasing map of batch sizes as (paper's, ours) pairs, linear in between; None keeps them.
         channels: divisor of feature channels.
         head_channels: divisor of the channels of an attention head.
+        heads: map of the numbers of attention heads that decide a width, given like `batch`.
         blocks: divisor of residual blocks a level.
         resolution: divisor of image resolutions and of attention resolutions.
         samples: divisor of the number of generated images.
@@ -44,6 +45,7 @@ class Scale:
     batch: Sequence[tuple[int, int]] | None = None
     channels: float = 1
     head_channels: float = 1
+    heads: Sequence[tuple[int, int]] | None = None
     blocks: float = 1
     resolution: float = 1
     samples: float = 1
@@ -67,7 +69,7 @@ _DIVISORS = {
     "ranges": "ranges",
 }
 _REPLACED = {"classes", "source", "protocol"}
-_MAPS = {"batch": "batch sizes", "steps": "sampler steps"}
+_MAPS = {"batch": "batch sizes", "steps": "sampler steps", "heads": "attention heads"}
 UNIT_NAMES = {*_DIVISORS, *_REPLACED, *_MAPS, "image_channels"}
 
 

@@ -128,7 +128,7 @@ def test_mini_has_the_tables_metrics_and_whole_batches() -> None:
     resolved = of("udit-s", "mini")
     protocol, data = resolved.protocol(), resolved.dataset()
     assert set(protocol.metrics) == {f"digits {name}" for name in ("FD", "sFD", "IS", "precision", "recall")}
-    assert data.whole_batches == resolved.trajectory.args["batch"] == 59
+    assert data.whole_batches == resolved.trajectory.args["batch"] == 32
     assert of("udit-s").dataset().whole_batches == of("udit-s").trajectory.args["batch"] == 256
 
 

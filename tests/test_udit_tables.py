@@ -225,7 +225,9 @@ def test_the_configurations_of_table_8() -> None:
 def test_show_has_both_counts(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["show", TINY]) == 0
     shown = capsys.readouterr().out
-    assert "parameters       7995392\n" in shown and "fused_parameters 5432192 (of the form" in shown
+    assert (
+        "parameters       5432192 (of the form that is sampled from" in shown and "trained          7995392 (" in shown
+    )
     assert "gflops           0.95 (multiply-accumulates" in shown
     facts = {}
     for row in ("dit-s-4", "dit-unet"):

@@ -165,6 +165,7 @@ class UDiT(nn.Module):
         "label_dim": "classes",
         "depth": "blocks",
         "head_channels": "head_channels",
+        "num_heads": "heads",
     }
     NEUTRAL: ClassVar[dict[str, Any]] = {"skip_scaling": None}
     label_draws = 3
