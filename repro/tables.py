@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import tomllib
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -127,12 +128,16 @@ def table_names() -> tuple[str, ...]:
 def load_table(name: str) -> Table:
     """Read a table. Raises UsageError with the nearest name for an unknown one, or where its TOML is wrong."""
     if name not in table_names():
+        table, rest = "/".join(name.split("/")[:2]), name.split("/")[2:]
+        if table in table_names() and rest:
+            options = " ".join(f"--{part} {one}" for part, one in zip(("rows", "columns"), rest, strict=False))
+            raise UsageError(f"{name!r} is no table but a part of one: {table} {options}")
         raise UsageError(f"no table {name!r}{suggest(name, table_names())} (`repro list` shows all)")
     file = assets.tables_dir() / f"{name.replace('/', '_', 1)}.toml"
     try:
         return _table(name, tomllib.loads(file.read_text(encoding="utf-8")))
     except KeyError as error:
-        raise UsageError(f"{file.name}: {error} is missing") from None
+        raise UsageError(f"{file.name}: the key {error} is missing (docs/adding-a-paper.md has them all)") from None
     except (tomllib.TOMLDecodeError, ValueError) as error:
         raise UsageError(f"{file.name}: {error}") from None
 
@@ -146,6 +151,7 @@ def _table(name: str, data: dict[str, Any]) -> Table:
     paper_only: dict[str, str] = dict(data.get("paper_only", {}))
     if unknown := sorted(set(paper_only) - set(data.get("shown", []))):
         raise ValueError(f"[paper_only] has a metric {unknown[0]!r} that is not shown")
+    metrics = [*dict.fromkeys([data["metric"], *data.get("shown", []), "NFE"])]
     return Table(
         name=name,
         title=data["title"],
@@ -156,10 +162,10 @@ def _table(name: str, data: dict[str, Any]) -> Table:
         shown=tuple(data.get("shown", [data["metric"]])),
         mini_columns=tuple(data["mini_columns"]),
         starred=data.get("starred", ""),
-        rows={row: spec["label"] for row, spec in rows.items()},
+        rows={row: _label(row, spec) for row, spec in rows.items()},
         columns=dict(data["columns"]),
         cells=tuple(
-            _cell(name, row, spec, column, values.get((row, column), {}), notes.get(column, {}))
+            _cell(name, row, spec, column, values.get((row, column), {}), notes.get(column, {}), metrics)
             for row, spec in rows.items()
             for column in _columns(row, spec, data["columns"])
         ),
@@ -168,6 +174,12 @@ def _table(name: str, data: dict[str, Any]) -> Table:
         reference_file=data.get("reference_file", ""),
         paper_only=paper_only,
     )
+
+
+def _label(row: str, spec: dict[str, Any]) -> str:
+    if "label" not in spec:
+        raise ValueError(f"[rows.{row}] has no label{suggest('label', spec)}")
+    return str(spec["label"])
 
 
 def _columns(row: str, spec: dict[str, Any], columns: dict[str, str]) -> list[str]:
@@ -202,8 +214,18 @@ def _reference_csv(
 
 
 def _cell(
-    table: str, row: str, spec: dict[str, Any], column: str, values: dict[str, float], notes: dict[str, str]
+    table: str,
+    row: str,
+    spec: dict[str, Any],
+    column: str,
+    values: dict[str, float],
+    notes: dict[str, str],
+    metrics: Sequence[str],
 ) -> Cell:
+    """metrics: those that the paper may have values of."""
+    for name in spec.get("cells", {}).get(column, {}):
+        if name not in metrics:
+            raise ValueError(f"[rows.{row}] has a value of {name!r} in {column}{suggest(name, metrics)}")
     inferred = tuple(part["inferred"] for part in (spec, notes) if "inferred" in part)
     return Cell(
         table=table,

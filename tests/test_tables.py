@@ -183,7 +183,9 @@ title = "t"\npaper = "p"\nsource = "s"\nchosen = "c"\nmetric = "FID"\nmini_colum
         ('[rows.g]\nlabel = "G"', ["x", "y"]),
         ('[rows.g]\nlabel = "G"\ncells.y = { FID = 1 }', ["y"]),
         ('[rows.g]\nlabel = "G"\ncells.yy = { FID = 1 }', "column 'yy' that the table has not; did you mean 'y'"),
-        ("[rows.g]\ncells.y = { FID = 1 }", "'label' is missing"),
+        ("[rows.g]\ncells.y = { FID = 1 }", r"\[rows.g\] has no label"),
+        ('[rows.g]\nlable = "G"', r"\[rows.g\] has no label; did you mean 'lable'"),
+        ('[rows.g]\nlabel = "G"\ncells.y = { FIDD = 1 }', "has a value of 'FIDD' in y; did you mean 'FID'"),
         ('[rows.g]\nlabel = "G"\n[paper_only]\nspeed = "no"', "paper_only. has a metric 'speed' that is not shown"),
     ],
 )
