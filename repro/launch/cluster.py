@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -13,6 +15,7 @@ from repro.errors import UsageError
 from repro.suggest import suggest
 
 Requeue = Literal["always", "interrupted", "never"]
+OWN_OPTIONS = frozenset("array chdir comment dependency error job-name open-mode output requeue signal wckey".split())
 
 
 @dataclasses.dataclass
@@ -26,13 +29,14 @@ class Cluster:
         constraint: features that nodes must have, such as 'a100'.
         nodes: nodes a training run.
         gpus_per_node: GPUs on each; one process a GPU.
-        tasks_per_node: processes a node, if not one a GPU (one in all without GPUs).
+        tasks_per_node: processes a node without GPUs (default one); with GPUs there is one a GPU.
         cpus: cores a process.
         mem_gb: memory a node in GB.
         timeout: time limit of a job in minutes. At the limit a job saves its state and queues again.
         evaluation_nodes: nodes of an evaluation job; they are as those of training.
         evaluation_jobs: jobs that the evaluations of one trajectory are dealt to.
-        array_parallelism: members of a job array that run at a time.
+        array_parallelism: members of one job array that run at a time; trainings and evaluations are arrays of their
+            own, and may overlap.
         array_size: greatest number of members of an array; SLURM's own MaxArraySize holds too.
         requeue: after which ends a job queues again by itself: `always` (preemption, time limit, lost node, a killed or
             failed process; not after the same failure twice at the same step), `interrupted` (preemption, time limit,
@@ -86,13 +90,34 @@ class Cluster:
             value = getattr(self, name)
             if value is not None and value < limit:
                 raise UsageError(f"Cluster.{name} must be {limit} or more, not {value}")
+            if isinstance(value, float) and not math.isfinite(value):
+                raise UsageError(f"Cluster.{name} must be finite, not {value}")
+        if self.gpus_per_node and self.tasks_per_node not in (None, self.gpus_per_node):
+            raise UsageError(
+                f"Cluster.tasks_per_node is {self.tasks_per_node} beside {self.gpus_per_node} GPUs a node: it is for "
+                "nodes without GPUs, on others a process has a GPU each"
+            )
         if self.signal_delay >= 60 * self.timeout:
             raise UsageError(
                 f"Cluster.signal_delay of {self.signal_delay} s leaves nothing of a timeout of {self.timeout} min"
             )
+        self._check_texts()
+
+    def _check_texts(self) -> None:
+        for name in ("partition", "account", "qos", "constraint"):
+            if getattr(self, name) == "":
+                raise UsageError(f"Cluster.{name} is empty: leave it out for SLURM's own default")
         for text in (*self.environment.items(), *self.sbatch.items()):
             if not all(isinstance(part, str) for part in text):
                 raise UsageError(f"Cluster.environment and Cluster.sbatch map strings to strings, not {text}")
+        for name in self.environment:
+            if not name.isidentifier():
+                raise UsageError(f"Cluster.environment has {name!r}, which is no name of a variable")
+        for name in self.sbatch:
+            if name in OWN_OPTIONS:
+                raise UsageError(f"Cluster.sbatch has {name!r}, which repro sets itself")
+            if not re.fullmatch("[a-z][a-z-]*", name):
+                raise UsageError(f"Cluster.sbatch has {name!r}: write a long option without its dashes")
 
     @property
     def processes(self) -> int:

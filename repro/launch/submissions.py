@@ -17,7 +17,7 @@ import datetime
 import json
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -141,10 +141,21 @@ def create(runs: Path, facts: Mapping[str, Any], arrays: Sequence[Array]) -> Sub
     return Submission(folder, content, tuple(arrays))
 
 
-def read_all(runs: Iterable[Path]) -> list[Submission]:
-    """All submissions below some folders of runs, oldest first."""
+def read_all(runs: Iterable[Path], say: Callable[[str], None] | None = None) -> list[Submission]:
+    """All submissions below some folders of runs, oldest first.
+
+    say: is told of a file that is not whole, and the submission is left out; None raises CorruptData.
+    """
     folders = [path.parent for top in runs for path in (top / FOLDER).glob("*/submission.json")]
-    return [read(folder) for folder in sorted(folders, key=lambda folder: folder.name)]
+    found = []
+    for folder in sorted(folders, key=lambda folder: folder.name):
+        try:
+            found.append(read(folder))
+        except CorruptData as error:
+            if say is None:
+                raise
+            say(f"not shown: {error}")
+    return found
 
 
 def read(folder: Path) -> Submission:
@@ -153,7 +164,10 @@ def read(folder: Path) -> Submission:
         facts = json.loads((folder / "submission.json").read_bytes())
         return Submission(folder, facts, tuple(_array_from_plain(array) for array in facts["arrays"]))
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CorruptData(f"{folder / 'submission.json'}: not a submission of repro ({error})") from None
+        raise CorruptData(
+            f"{folder / 'submission.json'}: not a whole submission of repro ({error}); `squeue --me` has its jobs, and "
+            "without this folder it is as if it had never been submitted"
+        ) from None
 
 
 def job_to_plain(job: Job) -> dict[str, Any]:

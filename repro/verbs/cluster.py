@@ -118,8 +118,9 @@ def needed(cells: Sequence[Cell], plan: Plan) -> list[Cell]:
 def dry_run(plan: Plan, cluster: Cluster, where: Folders) -> int:
     """Print the batch scripts; asks SLURM nothing."""
     arrays = slurm_submit.arrays_of(plan.jobs, lambda job: is_trained(job, where), cluster, cluster.array_size)
+    counts = {array.name: len(array.jobs) for array in arrays}
     for name, script in slurm_submit.scripts(arrays, cluster, where).items():
-        print(f"# {name}: {next(len(array.jobs) for array in arrays if array.name == name)} jobs\n{script}")
+        print(f"# {name}: {counts[name]} job{'s' * (counts[name] > 1)}\n{script}")
     return 0
 
 
@@ -227,7 +228,7 @@ def status(options: argparse.Namespace) -> int:
 def submissions_with(name: str | None, where: Folders) -> list[Submission]:
     """Everything that was submitted. UsageError, before SLURM is asked, where nothing of a paper, table, row or cell
     was."""
-    submissions = read_all(where.readable)
+    submissions = read_all(where.readable, say)
     cells = {entry["cell"] for submission in submissions for entry in submission.facts["cells"]}
     if name is None or any(is_of(cell, name) for cell in cells):
         return submissions

@@ -28,8 +28,8 @@ def plan(options: argparse.Namespace) -> int:
     names = chosen_tables(options)
     chosen, left_out, given = computable_cells(names, options)
     where = folders(options, write=False)
-    for cell in counted(chosen, len(chosen), "cells resolved"):
-        resolve(cell, options.scale, options.gin)  # costs seconds the first time, and nothing from then on
+    for cell in counted(chosen, len(chosen), "cells checked"):
+        resolve(cell, options.scale, options.gin).check()  # costs seconds the first time, and nothing from then on
     made = make_plan(chosen, options.scale, options.gin, seeds(options), where.readable, given)
     for problem in made.problems:
         print(f"not used: {problem}", file=sys.stderr)
@@ -45,7 +45,9 @@ def plan(options: argparse.Namespace) -> int:
 def chosen_tables(options: argparse.Namespace) -> list[str]:
     """The tables of a command line, each once: those named, or all."""
     if bool(options.tables) == options.all:
-        raise UsageError("name tables, such as edm/table2, or --all")
+        both = " and not both" if options.all else ""
+        other = f", or --all{both}" if options.verb_has_all else ""
+        raise UsageError(f"name tables, such as edm/table2{other}")
     names = list(dict.fromkeys(options.tables or table_names()))
     for name in names:
         load_table(name)
@@ -152,8 +154,12 @@ def render(facts: dict[str, Any], name: str | None, cluster: Cluster) -> str:
     right = ("left", *["right"] * (len(header) - 1))
     lines = [tabulate(rows, header, tablefmt="simple", colalign=right, disable_numparse=True)]
     total = facts["total"]
-    gpus = cluster.gpus(cluster.nodes) * cluster.array_parallelism
-    where = f"on {name}: at most {gpus} GPUs at a time" if name else "on one GPU"
+    each = cluster.gpus(cluster.nodes)
+    unit = ("GPU" if cluster.gpus_per_node else "process") + (
+        "" if each == 1 else "s" if cluster.gpus_per_node else "es"
+    )
+    jobs = f"{cluster.array_parallelism} jobs of {each} {unit} at a time in an array"
+    where = f"on {name}: {jobs}" if name else "on one GPU"
     lines.append(
         f"at {facts['scale']}, {where}, {cluster.flops / 1e12:.4g} TFLOP/s sustained each; queueing not counted"
     )

@@ -53,5 +53,21 @@ def test_a_sum_by_hand(tmp_path: Path) -> None:
     assert found.hours == pytest.approx(hours / 2 / 8) and "2 training runs" in found.text
 
 
+def test_a_guide_is_called_too_and_guidance_without_one_calls_the_network_twice(tmp_path: Path) -> None:
+    def counted(name: str) -> tuple[float, float]:
+        """(FLOPs of evaluation, of one forward pass of the network for all its images and calls)"""
+        job = next(job for job in plan(tmp_path, name).jobs if job.tasks)
+        resolved = job.tasks[0].request.resolve()
+        calls = nfe(resolved) * resolved.evaluation.args["num_samples"] * len(job.tasks)
+        return work(job).evaluation_flops, network(resolved.trajectory.args["denoiser"])[0] * calls
+
+    alone, forward = counted("edm2/table2/s/imagenet512")
+    guided, same = counted("edm2/table2/s-cfg/imagenet512")
+    guide, _ = counted("edm2/table2/xs/imagenet512")  # as large as the guide, but for its labels
+    assert alone == forward == same and guided - forward == pytest.approx(guide, rel=0.01)
+    twice, once = counted("udit/table4/udit-b/imagenet256-400k-cfg")
+    assert twice == 2 * once
+
+
 def test_nothing_costs_nothing() -> None:
     assert cost([], Cluster()).hours == 0

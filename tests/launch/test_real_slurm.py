@@ -27,7 +27,7 @@ from repro.launch.folders import trained_nimg
 from repro.launch.survey import CellState, survey
 from repro.results.records import read_all
 
-pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.xdist_group("slurm")]
+pytestmark = [pytest.mark.slurm, pytest.mark.slow]
 
 TABLE = "edm/table2"
 ROWS, COLUMNS = ("e", "f"), ("cifar10-cond-vp", "cifar10-cond-ve")

@@ -374,6 +374,18 @@ def test_what_is_asked_is_checked_before_slurm_is(here: Here, fake: Path) -> Non
     assert not (fake / "calls").exists(), "SLURM was not asked"
 
 
+def test_a_submission_that_is_not_whole_hides_no_other(here: Here, fake: Path) -> None:
+    here.submit()
+    broken = here.runs / "submissions" / "20200101-000000-000000-abcd" / "submission.json"
+    broken.parent.mkdir()
+    broken.write_text('{"arrays": ')
+    for words, told in ((["status"], "2 pending"), (["cancel", "--all"], "cancelled 4 jobs")):
+        code, out, err = here(*words)
+        assert code == 0 and f"not shown: {broken}: not a whole submission" in err and told in out
+    code, _, err = here.submit("--retry")
+    assert code == 2 and str(broken) in err, "what it holds could be submitted twice"
+
+
 def test_folders_that_no_node_sees(here: Here, tmp_path: Path, fake: Path) -> None:
     here.set(partition="main", shared=[str(tmp_path / "elsewhere")])
     for more in ((), ("--dry-run",)):
@@ -397,6 +409,18 @@ def test_profiles_are_as_strict_as_rows(tmp_path: Path) -> None:
     path.write_text("\n\nCluster.price = -1.8")
     with pytest.raises(UsageError, match=r"mine.gin:3: Cluster.price must be 0 or more, not -1.8"):
         load_cluster(str(path))
+    for line, said in (
+        ("Cluster.sbatch = {'--hint': 'x'}", "has '--hint': write a long option without its dashes"),
+        ("Cluster.sbatch = {'array': '0-3'}", "has 'array', which repro sets itself"),
+        ("Cluster.environment = {'B C': 'x'}", "has 'B C', which is no name of a variable"),
+        ("Cluster.environment = ['A=B']", "expected a dictionary"),
+        ("Cluster.flops = 1e999", "Cluster.flops must be finite"),
+        ("Cluster.partition = ''", "Cluster.partition is empty"),
+        ("Cluster.gpus_per_node = 8\nCluster.tasks_per_node = 3", "Cluster.tasks_per_node is 3 beside 8 GPUs a node"),
+    ):
+        path.write_text(line)
+        with pytest.raises(UsageError, match=re.escape(said)):
+            load_cluster(str(path))
     path.write_text("Cluster.requeue = 'sometimes'")
     with pytest.raises(UsageError, match="expected one of 'always', 'interrupted', 'never'"):
         load_cluster(str(path))
