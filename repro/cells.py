@@ -103,20 +103,32 @@ class Resolved:
             config = _with_told_arguments(config, path, seed=seed)
         return dataclasses.replace(self, experiment=experiment, config=config)
 
-    def check_guide(self) -> None:
-        """Raise UsageError where the guide's images or classes are not those of the network that it guides."""
-        if len(self.legs) < 2:
-            return
-        from repro.diffusion.guidance import check_guide  # imports torch
+    def check(self) -> None:
+        """Raise UsageError for what no training would mend: settings that data, networks and sampler refuse together.
 
-        check_guide(*(build_on_meta(leg.trajectory.args["denoiser"]) for leg in self.legs))
+        Networks are built on the meta device, once a cell and version of the sources.
+        """
+        cache.remember("checked", f"{self.trajectory_hash} {self.evaluation_hash}", self._check)
 
-    def check_sampler(self) -> None:
-        """Raise UsageError where the sampler asks for what the network has not, which no training would mend."""
-        sampler = build(self.evaluation.args["sampler"])
+    def _check(self) -> bool:
+        from repro.diffusion.samplers import check_sampler  # imports torch
+
+        args = self.evaluation.args
+        net, guide = build_on_meta(self.trajectory.args["denoiser"]), args["guide"]
+        build(self.trajectory.replace(denoiser=net))
+        if guide is not None:
+            from repro.diffusion.guidance import check_guide  # imports torch
+
+            other = build_on_meta(guide.args["trajectory"].args["denoiser"])
+            guide = guide.replace(trajectory=guide.args["trajectory"].replace(denoiser=other))
+            check_guide(net, other)
+        build(self.evaluation.replace(guide=guide))
+        sampler = build(args["sampler"])
+        check_sampler(args["sampler"].name, sampler)
         check = getattr(getattr(sampler, "func", sampler), "CHECK", None)
         if check is not None:
-            check(build_on_meta(self.trajectory.args["denoiser"]), **getattr(sampler, "keywords", {}))
+            check(net, **getattr(sampler, "keywords", {}))
+        return True
 
     def with_imported(self, *sha256: str) -> Resolved:
         """The same evaluation of published networks: trajectories that were not trained here, with identities of their
@@ -218,7 +230,7 @@ def resolve(cell: Cell, scale: str = "full", bindings: Sequence[str] = (), *, se
         UsageError: an unknown scale, a typo in a file or binding, a binding that nothing uses.
     """
     if scale not in scale_names():
-        raise UsageError(f"no scale {scale!r}{suggest(scale, scale_names())} known: {', '.join(scale_names())}")
+        raise UsageError(f"no scale {scale!r}{suggest(scale, scale_names())}")
     files = (*cell.gin, _scale_file(cell, scale))
     resolved = dataclasses.replace(_resolve(files, cell.row_file, tuple(bindings), _texts(files)), cell=cell)
     return resolved if seed is None else resolved.with_seed(seed)

@@ -25,7 +25,7 @@ from repro.cli_options import add_verb as _verb
 from repro.cli_options import add_weights as _weights
 from repro.cli_options import at_least as _at_least
 from repro.cli_options import verb_of as _of
-from repro.errors import ReproError
+from repro.errors import ReproError, UsageError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -33,7 +33,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
     try:
-        options = parser().parse_args([word for word in words if word != "--debug"])
+        options, unknown = parser().parse_known_args([word for word in words if word != "--debug"])
+        if unknown:
+            raise UsageError(f"unrecognized arguments: {' '.join(unknown)} (see `{options.prog} --help`)")
         verb: Callable[[argparse.Namespace], int] = options.run
         options.debug = debug
         return verb(options)

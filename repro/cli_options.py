@@ -57,6 +57,15 @@ def seconds(text: str) -> float:
     return value
 
 
+def binding(text: str) -> str:
+    """The type of --gin: a binding, but not of the training seed, which is no part of a cell."""
+    if text.split("=")[0].strip() == "Trajectory.seed":
+        raise argparse.ArgumentTypeError(
+            "Trajectory.seed is the replicate: --first-seed (of some verbs --seed) chooses it"
+        )
+    return text
+
+
 def verb_of(name: str) -> Callable[[argparse.Namespace], int]:
     """`module.function` of `repro.verbs`, imported when the verb is used."""
 
@@ -72,7 +81,7 @@ def add_verb(verbs: Any, name: str, run: Callable[[argparse.Namespace], int], he
     formatter = argparse.RawDescriptionHelpFormatter
     epilog = f"example: {example}\n\n{EXIT_CODES}"
     verb: Parser = verbs.add_parser(name, help=help, description=help, epilog=epilog, formatter_class=formatter)
-    verb.set_defaults(run=run)
+    verb.set_defaults(run=run, prog=verb.prog)
     return verb
 
 
@@ -87,9 +96,10 @@ def add_configuration(verb: Parser) -> None:
     verb.add_argument(
         "--gin",
         action="append",
+        type=binding,
         default=[],
         metavar="BINDING",
-        help="e.g. 'Trajectory.batch = 64', at full scale; repeatable",
+        help="e.g. 'Trajectory.batch = 64': the value at full scale, which a smaller one scales; repeatable",
     )
 
 

@@ -15,8 +15,10 @@ def coerce(value: Any, hint: Any) -> Any:
         TypeError: the value is of another type ("expected an integer, not 'abc'").
     """
     origin = typing.get_origin(hint)
-    if hint is Any or _is_tree(value):
+    if hint is Any:
         return value
+    if _is_tree(value):
+        return _checked_tree(value, hint)
     if origin in (typing.Union, types.UnionType):
         return _coerce_union(value, typing.get_args(hint))
     if origin is typing.Literal:
@@ -30,6 +32,19 @@ def coerce(value: Any, hint: Any) -> Any:
 
 def _is_tree(value: Any) -> bool:
     return hasattr(value, "origins") and hasattr(value, "args")
+
+
+def _checked_tree(value: Any, hint: Any) -> Any:
+    """A configured class where the hint names classes that it is one of; nothing is known of functions' hints."""
+    union = typing.get_origin(hint) in (typing.Union, types.UnionType)
+    options = [option for option in (typing.get_args(hint) if union else [hint]) if option is not type(None)]
+    if not all(isinstance(option, type) and not getattr(option, "_is_protocol", False) for option in options):
+        return value
+    target = value.target
+    if not (isinstance(target, type) and issubclass(target, tuple(options))):
+        expected = " or ".join(f"@{option.__name__}" for option in options[:3])
+        raise TypeError(f"expected a reference such as {expected}, not @{value.name}")
+    return value
 
 
 def _coerce_union(value: Any, options: tuple[Any, ...]) -> Any:
@@ -76,5 +91,6 @@ def _coerce_plain(value: Any, hint: Any) -> Any:
         raise TypeError(f"expected a string, not {value!r}")
     if isinstance(value, str | int | float | list | tuple) or value is None:
         name = getattr(hint, "__name__", str(hint))
-        raise TypeError(f"expected a reference such as @{name}, not {value!r}")
+        what = "a dictionary" if typing.get_origin(hint) is dict else f"a reference such as @{name}"
+        raise TypeError(f"expected {what}, not {value!r}")
     return value

@@ -12,6 +12,7 @@ import functools
 import importlib
 import importlib.util  # gin 0.5 reads it without importing it
 import inspect
+import json
 import typing
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -252,7 +253,8 @@ def build(value: Any) -> Any:
     """The object that a tree describes: classes are constructed, functions bound with `functools.partial`.
 
     Raises:
-        UsageError: a class refuses its arguments; where its message names one, it begins with who set that.
+        UsageError: a class refuses its arguments, or fails of them; where the message names one, it begins with who
+            set that.
     """
     if isinstance(value, Node):
         kwargs = {key: build(item) for key, item in value.args.items()}
@@ -264,17 +266,28 @@ def build(value: Any) -> Any:
             named = (key for key in value.args if str(error).startswith(f"{value.name}.{key} "))
             origin = value.origins.get(next(named, ""), "default")
             raise UsageError(str(error) if origin == "default" else f"{origin}: {error}") from None
+        except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            kind = "" if type(error) is ValueError else f"{type(error).__name__}: "
+            raise UsageError(f"{value.name} cannot be made of its arguments: {kind}{error}") from error
     if isinstance(value, list):
         return [build(item) for item in value]
     return value
 
 
 def build_on_meta(denoiser: Node) -> Any:
-    """A denoiser on the meta device, in evaluation mode: its form and cost can be asked, and no weight takes memory."""
+    """A denoiser on the meta device, in evaluation mode: its form and cost can be asked, and no weight takes memory.
+
+    Equal ones are built once a process, because plans ask often: whoever gets it must leave it as it is.
+    """
+    return _on_meta(json.dumps(to_plain(denoiser), sort_keys=True))
+
+
+@functools.lru_cache(maxsize=256)
+def _on_meta(told: str) -> Any:
     import torch  # heavy
 
     with torch.device("meta"):
-        net = build(denoiser).eval()
+        net = build(from_plain(json.loads(told))).eval()
     return net.to("meta")  # tables that were computed on the CPU, too
 
 

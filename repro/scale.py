@@ -12,6 +12,7 @@ from typing import Any
 
 from repro.config import Node, flatten, transform
 from repro.errors import UsageError
+from repro.suggest import suggest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,6 +85,8 @@ def apply_scale(tree: Node, scale: Node) -> Node:
 
     def change(node: Node, key: str, value: Any) -> Any:
         unit = getattr(node.target, "UNITS", {}).get(key)
+        if unit not in (None, *UNIT_NAMES):
+            raise UsageError(f"{node.name}.UNITS gives {key} the unit {unit!r}{suggest(str(unit), sorted(UNIT_NAMES))}")
         return value if unit in (None, "image_channels") else scaled(value, unit, scale.args)
 
     return transform(tree, change)

@@ -105,6 +105,63 @@ def test_a_value_that_a_class_refuses(capsys: pytest.CaptureFixture[str], gin_co
     assert f"edm2/table1/g.gin:{number}: {said}" in message
 
 
+EDM2_CELL, UDIT_CELL = "edm2/table1/g/imagenet512", "udit/table10/udit-s/imagenet256-400k"
+
+
+@pytest.mark.parametrize(
+    ("cell", "bindings", "said"),
+    [
+        (CELL, ["Trajectory.batch = -4"], "--gin 'Trajectory.batch = -4': Trajectory.batch must be 1 or more, not -4"),
+        (CELL, ["Trajectory.seed = 1"], "--first-seed"),
+        (CELL, ["LinearRampup.lr = -1.0"], "LinearRampup.lr must be above 0, not -1"),
+        (CELL, ["Adam.betas = [2, 3]"], "Adam.betas must be two numbers from 0 to below 1"),
+        (CELL, ["EDMLoss.P_std = -1"], "EDMLoss.P_std must be above 0"),
+        (CELL, ["edm_sampler.num_steps = 1"], "edm_sampler cannot run with its settings: at least 2 steps"),
+        (CELL, ["edm_sampler.rho = 0"], "edm_sampler cannot run with its settings: float division by zero"),
+        (CELL, ["edm_sampler.sigma_min = 100"], "sigma_min must be 0 or more and below sigma_max, not 100 and 80"),
+        (EDM2_CELL, ["edm2_sampler.guidance = 2"], "guidance is 2 and Evaluation.guide is not set"),
+        (EDM2_CELL, ["EDM2UNet.dropout = 2"], "EDM2UNet.dropout is a probability below 1, not 2"),
+        (EDM2_CELL, ["EDM2UNet.model_channels = -3"], "EDM2UNet cannot be made of its arguments: "),
+        (EDM2_CELL, ["Evaluation.guide = @Trajectory()"], "expected a reference such as @Guide, not @Trajectory"),
+        (UDIT_CELL, ["UDiT.num_heads = 0"], "--gin 'UDiT.num_heads = 0': UDiT.num_heads must be 1 or more, not 0"),
+        (UDIT_CELL, ["UDiT.down_factor = 0"], "UDiT cannot be made of its arguments: ZeroDivisionError"),
+        (UDIT_CELL, ["UDiT.depth = [2, 5, 8, 5]"], "there are five stages"),
+        (UDIT_CELL, ["UDiT.class_dropout = 1.5"], "class_dropout is a probability, not 1.5"),
+        (UDIT_CELL, ["UDiT.skip_scaling = @HybridLoss"], "expected a reference such as @SkipScaling, not @HybridLoss"),
+        (
+            UDIT_CELL,
+            ["GUIDANCE = 1.5", "UDiT.class_dropout = 0.0"],
+            "and this one has none; its guidance can only be 1",
+        ),
+        (UDIT_CELL, ["ancestral_sampler.num_steps = 2000"], "2000 sampling steps cannot be taken of 1000"),
+    ],
+)
+@pytest.mark.parametrize("verb", ["show", "plan"])
+def test_what_cannot_run_is_refused_before_it_is_costed(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, verb: str, cell: str, bindings: list[str], said: str
+) -> None:
+    table, row, column = cell.rsplit("/", 2)
+    words = ["show", cell] if verb == "show" else ["plan", table, "--rows", row, "--columns", column]
+    gin = [word for binding in bindings for word in ("--gin", binding)]
+    (tmp_path / "runs").mkdir()
+    runs = ["--runs", str(tmp_path / "runs")] if verb == "plan" else []
+    assert said in fails(capsys, [*words, *gin, *runs])
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["plan", UDIT_CELL], "a part of one: udit/table10 --rows udit-s --columns imagenet256-400k"),
+        (["plan", "--all", "edm/table2"], "name tables, such as edm/table2, or --all and not both"),
+        (["submit", "--cluster", "dev", "--dry-run"], "name tables, such as edm/table2"),
+        (["acceleration", "scalelong/table1", "--out", "x"], "(see `repro acceleration --help`)"),
+    ],
+)
+def test_advice(capsys: pytest.CaptureFixture[str], words: list[str], said: str) -> None:
+    line = fails(capsys, words)
+    assert said in line and ("--all" in line) == ("--all" in words)
+
+
 def test_a_row_that_the_table_does_not_name(capsys: pytest.CaptureFixture[str], gin_copy: Path) -> None:
     (gin_copy / "edm" / "table2" / "g.gin").write_text("include 'edm/table2/f.gin'\n")
     message = fails(capsys, ["show", "edm/table2/g/ffhq-vp"])

@@ -273,7 +273,7 @@ def test_counted_sizes_stand_beside_the_papers(tmp_path: Path) -> None:
         (TINY, ["ancestral_sampler.num_steps = 1001"], "1001 sampling steps cannot be taken of 1000"),
         (TINY, ["Evaluation.sampler = @ddim_sampler", "ddim_sampler.num_steps = 600"], "no stride takes exactly 600"),
         (TINY, ["GUIDANCE = 1.5", "LABEL_DIM = 0"], "guidance 1.5 needs a class-conditional network .* unconditional"),
-        (TINY, ["GUIDANCE = 1.5", "UDiT.class_dropout = 0"], "this one is without one: guidance is 1"),
+        (TINY, ["GUIDANCE = 1.5", "UDiT.class_dropout = 0"], "this one has none; its guidance can only be 1"),
         (TINY, ["RESOLUTION = 36"], "a latent of 36 pixels a side: it must be divisible by 8"),
         (
             f"udit/table1/dit-s-4/{COLUMN}",

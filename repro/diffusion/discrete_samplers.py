@@ -114,9 +114,9 @@ def check_guidance(net: DiscreteDenoiser, guidance: float, labelled: bool = True
     """UsageError where a network cannot be guided. labelled: whether it is given labels."""
     if guidance != 1 and not (net.has_null_class and labelled):
         raise UsageError(
-            f"guidance {guidance:g} needs a class-conditional network with a null class; this one is "
-            + ("unconditional" if not net.label_dim else "without one" if labelled else "given no labels")
-            + ": guidance is 1"
+            f"guidance {guidance:g} needs a class-conditional network with a null class, and this one "
+            + ("is unconditional" if not net.label_dim else "has none" if labelled else "is given no labels")
+            + "; its guidance can only be 1"
         )
 
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from repro.diffusion.schedules import edm_sigmas
+from repro.errors import UsageError
 
 
 class Denoiser(Protocol):
@@ -107,6 +108,18 @@ class _CountingDenoiser:
     def __call__(self, x: Tensor, sigma: Tensor, class_labels: Tensor | None = None, **_: Any) -> Tensor:
         self.calls += 1
         return x / (1 + sigma**2)
+
+
+def check_sampler(name: str, sampler: Callable[..., Tensor]) -> None:
+    """UsageError where a (bound) sampler cannot run with its settings, whatever the network."""
+    told = getattr(sampler, "keywords", {})
+    low, high = told.get("sigma_min"), told.get("sigma_max")
+    if low is not None and high is not None and not 0 <= low < high:
+        raise UsageError(f"{name}: sigma_min must be 0 or more and below sigma_max, not {low:g} and {high:g}")
+    try:
+        count_nfe(sampler)
+    except (ArithmeticError, RuntimeError, TypeError, ValueError) as error:
+        raise UsageError(f"{name} cannot run with its settings: {error}") from error
 
 
 def is_adaptive(sampler: Callable[..., Tensor]) -> bool:

@@ -293,8 +293,7 @@ def check_prerequisites(
         if resolved.scale == "full" and cell.starred and not train and not imported:
             unimported.setdefault(import_commands(cell), []).append(cell.name)
             imported = True  # they will be, and no data are needed then
-        resolved.check_guide()
-        resolved.check_sampler()
+        resolved.check()
         for line in missing_decoder(resolved.dataset(), folders.data, folders.weights):
             missing[line] = None
         for line in resolved.missing_prompts(folders.data):

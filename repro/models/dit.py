@@ -16,6 +16,7 @@ from repro.models.dit_layers import (
     PatchEmbedding,
     TimestepEmbedder,
     attend,
+    check_counts,
     check_divisible,
     layer_norm,
     modulate,
@@ -161,6 +162,7 @@ class DiT(nn.Module):
         super().__init__()
         if skip_scaling is not None:
             raise UsageError(f"DiT has no long skips, to which {skip_scaling.label} could apply")
+        check_counts("DiT", num_heads=num_heads, head_channels=head_channels, patch_size=patch_size)
         check_divisible("a latent", [img_resolution], patch_size, "the patch")
         width = num_heads * head_channels
         self.img_resolution = img_resolution

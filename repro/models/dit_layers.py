@@ -111,6 +111,13 @@ class TimestepEmbedder(nn.Module):
         return embedded
 
 
+def check_counts(name: str, **counts: int) -> None:
+    """UsageError where a count of a network (heads, channels, blocks) is below 1."""
+    for key, value in counts.items():
+        if value < 1:
+            raise UsageError(f"{name}.{key} must be 1 or more, not {value}")
+
+
 class LabelEmbedder(nn.Module):
     """A vector for each class and, where labels are ever dropped, one more for "no class": the null class.
 
@@ -123,6 +130,8 @@ class LabelEmbedder(nn.Module):
 
     def __init__(self, num_classes: int, width: int, dropout: float = 0.1) -> None:
         super().__init__()
+        if not 0 <= dropout <= 1:
+            raise UsageError(f"class_dropout is a probability, not {dropout:g}")
         self.num_classes = num_classes
         self.dropout = dropout
         rows = num_classes + (dropout > 0)

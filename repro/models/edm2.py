@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from repro.errors import UsageError
 from repro.models.edm2_layers import (
     SILU_RMS,
     MPConv,
@@ -252,6 +253,8 @@ class EDM2UNet(nn.Module):
         skip_scaling: SkipScaling | None = None,
     ) -> None:
         super().__init__()
+        if not 0 <= dropout < 1:
+            raise UsageError(f"EDM2UNet.dropout is a probability below 1, not {dropout:g}")
         self.img_resolution = img_resolution
         self.in_channels = self.img_channels = img_channels
         self.label_dim = label_dim

@@ -18,6 +18,7 @@ from repro.models.dit_layers import (
     LabelEmbedder,
     PatchEmbedding,
     TimestepEmbedder,
+    check_counts,
     check_divisible,
     layer_norm,
     modulate,
@@ -191,6 +192,7 @@ class UDiT(nn.Module):
         skip_scaling: SkipScaling | None = None,
     ) -> None:
         super().__init__()
+        check_counts("UDiT", num_heads=num_heads, head_channels=head_channels)
         self.img_resolution = img_resolution
         self.in_channels = in_channels
         self.label_dim = label_dim

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 DIGITS = {"FID": "digits FD", "sFID": "digits sFD", "FD-DINOv2": "digits FD"}
 """What stands for a paper's distance at mini; another metric has its own name behind the word digits."""
 REFERENCE_ONLY = "reference only"
-STALE = "stale: made by other sources of repro"
+STALE = "stale: made by other sources of repro (`repro check TABLE --fingerprint` tells whether these moved a number)"
 TRAINED = "trained here; the paper evaluated published weights"
 UNSHOWN = "imported weights were evaluated too; --from-published shows them"
 IMPORTED_SEED = -1

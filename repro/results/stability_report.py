@@ -277,6 +277,7 @@ def draw(curves: Sequence[Curve]) -> Figure:
         axes.grid(True, which="both", linewidth=0.3, alpha=0.6)
     for axes in (panels[0][0], panels[0][1]):
         axes.xaxis.get_major_locator().set_params(integer=True)
+    figure.suptitle(", ".join(dict.fromkeys(curve.cell.rsplit("/", 2)[0] for curve in curves)), fontsize=11)
     panels[0][0].set_yscale("log")
     panels[0][0].legend(fontsize=8)
     return figure

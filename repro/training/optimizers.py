@@ -7,6 +7,15 @@ from collections.abc import Sequence
 import torch
 from torch.nn import Parameter
 
+from repro.errors import UsageError
+
+
+def _decays(name: str, betas: Sequence[float]) -> Sequence[float]:
+    """The same two. UsageError where one is not in [0, 1)."""
+    if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
+        raise UsageError(f"{name}.betas must be two numbers from 0 to below 1, not {list(betas)}")
+    return betas
+
 
 class Adam:
     """Adam without weight decay (EDM; the published loop's settings are the defaults).
@@ -15,7 +24,7 @@ class Adam:
     """
 
     def __init__(self, betas: Sequence[float] = (0.9, 0.999), eps: float = 1e-8) -> None:
-        self.betas = betas
+        self.betas = _decays("Adam", betas)
         self.eps = eps
 
     def create(self, weights: Parameter) -> torch.optim.Optimizer:
@@ -27,7 +36,7 @@ class AdamW:
     """Adam with decoupled weight decay (Loshchilov and Hutter 2019); DiT and U-DiT decay by 0."""
 
     def __init__(self, betas: Sequence[float] = (0.9, 0.999), eps: float = 1e-8, weight_decay: float = 0.0) -> None:
-        self.betas = betas
+        self.betas = _decays("AdamW", betas)
         self.eps = eps
         self.weight_decay = weight_decay
 

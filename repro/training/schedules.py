@@ -4,6 +4,15 @@ from __future__ import annotations
 
 import math
 
+from repro.errors import UsageError
+
+
+def positive(name: str, value: float) -> float:
+    """The same value. UsageError where it is not above 0."""
+    if not value > 0:
+        raise UsageError(f"{name} must be above 0, not {value:g}")
+    return value
+
 
 class LinearRampup:
     """Linear ramp from 0 to `lr` over `rampup_nimg` images, then constant (EDM; Karras et al. 2022, Table 7).
@@ -14,7 +23,7 @@ class LinearRampup:
     UNITS = {"rampup_nimg": "images"}
 
     def __init__(self, lr: float, rampup_nimg: int = 10_000_000) -> None:
-        self.lr = lr
+        self.lr = positive("LinearRampup.lr", lr)
         self.rampup_nimg = rampup_nimg
 
     def __call__(self, cur_nimg: int) -> float:
@@ -38,7 +47,7 @@ class InverseSqrtDecay:
     UNITS = {"decay_nimg": "images", "rampup_nimg": "images"}
 
     def __init__(self, lr: float, decay_nimg: int | None = None, rampup_nimg: int = 10_000_000) -> None:
-        self.lr = lr
+        self.lr = positive("InverseSqrtDecay.lr", lr)
         self.decay_nimg = decay_nimg
         self.rampup_nimg = rampup_nimg
 
@@ -56,7 +65,7 @@ class ConstantRate:
     """The same learning rate throughout, without ramp-up (DiT, U-DiT)."""
 
     def __init__(self, lr: float = 1e-4) -> None:
-        self.lr = lr
+        self.lr = positive("ConstantRate.lr", lr)
 
     def __call__(self, cur_nimg: int) -> float:
         """Learning rate of the step before which `cur_nimg` images were seen."""

@@ -20,6 +20,7 @@ def show(options: argparse.Namespace) -> int:
     status_line(f"{cell.name}: parameters and operations are counted")
     try:
         resolved = resolve(cell, options.scale, options.gin)
+        resolved.check()
         facts = describe(resolved)
     finally:
         status_line("")
@@ -89,6 +90,7 @@ def diff(options: argparse.Namespace) -> int:
     first, second = (
         resolve(computable_cell(name), options.scale, options.gin) for name in (options.first, options.second)
     )
+    second.check()
     changes = differences(first, second)
     if options.json:
         print(json.dumps(changes, indent=1))
@@ -103,11 +105,11 @@ def diff(options: argparse.Namespace) -> int:
 
 
 def differences(first: Resolved, second: Resolved) -> list[dict[str, Any]]:
-    """One entry a path at which two cells differ; a path that only one has is None in the other."""
+    """One entry a path at which two cells differ; what only one has is None in the other, and so alike if None too."""
     ours, theirs = flatten(first.experiment), flatten(second.experiment)
     origins = {**flatten_origins(first.experiment), **flatten_origins(second.experiment)}
     return [
         {"path": path, "first": ours.get(path), "second": theirs.get(path), "set": origins.get(path, "")}
         for path in dict.fromkeys([*ours, *theirs])
-        if ours.get(path) != theirs.get(path) or (path in ours) != (path in theirs)
+        if ours.get(path) != theirs.get(path)
     ]

@@ -21,6 +21,9 @@ from repro.results.render import without_nan
 from repro.verbs.computing import computable_cell, folders
 from repro.verbs.terminal import status_line
 
+EXPLAINED = """- norms are L2, means over the probe's images (squared norm: the mean of the squares)
+- oscillation: (max - min) / mean of a norm over the last ten points, so that growth counts too; sd of steps: of its
+  changes from point to point"""
 EVERY = 10
 """Steps between measurements, where --every does not say."""
 
@@ -52,7 +55,8 @@ def stability(options: argparse.Namespace) -> int:
             print(tabulate(lines, headers="keys", tablefmt="github", floatfmt=".4g", missingval=""), end="\n\n")
         for name, value in related.items():
             shown = "not defined for these cells" if math.isnan(value) else f"{value:.2f}"
-            print(f"- rank correlation over the cells of the fresh sum of kappa^2 with {name}: {shown}")
+            print(f"- rank correlation of the fresh sum of kappa^2 with {name}, over {len(cells)} cells: {shown}")
+        print(EXPLAINED)
         fresh = [curve.cell for curve in curves if len(curve.points) == 1]
         if fresh:
             print(f"- fresh networks alone, no weights of a run are there: {', '.join(fresh)}")

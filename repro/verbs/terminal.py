@@ -12,22 +12,28 @@ INTERVAL = 10.0
 """Seconds between lines where standard error is no terminal."""
 
 
+_since: float | None = None
+"""When the last line was printed, or the work began, where standard error is no terminal; None while nothing works."""
+
+
 def status_line(text: str) -> None:
-    """Replace the last line of the terminal; nothing where standard error is none. '' clears it."""
+    """Replace the last line of the terminal; '' clears it. Elsewhere a line of its own, after every ten seconds."""
+    global _since
     if sys.stderr.isatty():
         print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
+    elif not text or _since is None:
+        _since = time.monotonic() if text else None
+    elif time.monotonic() - _since > INTERVAL:
+        _since = time.monotonic()
+        print(text, file=sys.stderr, flush=True)
 
 
 def counted(items: Iterable[Item], total: int, what: str) -> Iterator[Item]:
-    """The same items, while the last line of the terminal (elsewhere a line now and then) says how many are done.
+    """The same items, while a `status_line` says how many are done.
 
     what: of them, such as 'fingerprints'.
     """
-    last = time.monotonic()
     for done, item in enumerate(items):
         status_line(f"{done}/{total} {what}")
-        if time.monotonic() - last > INTERVAL and not sys.stderr.isatty():
-            last = time.monotonic()
-            print(f"{done}/{total} {what}", file=sys.stderr, flush=True)
         yield item
     status_line("")

@@ -117,7 +117,7 @@ def test_published_guided_pass_and_the_sampler_agree() -> None:
     "net, labels, message",
     [
         (KnownData(label_dim=0), None, "guidance 1.5 needs a class-conditional network .* unconditional"),
-        (KnownData(class_dropout=0.0), torch.eye(2), "this one is without one"),
+        (KnownData(class_dropout=0.0), torch.eye(2), "this one has none"),
         (KnownData(), None, "this one is given no labels"),
     ],
 )

@@ -9,7 +9,7 @@ import pytest
 from record_factory import F_VP, make_record, resolved, write_values
 
 from repro.cells import Resolved
-from repro.results.collect import CellResult, Collection, collect
+from repro.results.collect import STALE, CellResult, Collection, collect
 from repro.results.records import write_record
 from repro.tables import find_cell, load_table
 
@@ -106,7 +106,7 @@ def test_other_sources_are_stale(runs: Path) -> None:
     write_values(runs, F_VP, [2.0], first_seed=1)
     result = collected(runs)
     assert result.stale and result.values == [1.0, 2.0]
-    assert result.notes == ["stale: made by other sources of repro"]
+    assert result.notes == [STALE] and "`repro check TABLE --fingerprint`" in STALE
     assert [replicate.stale for replicate in result.replicates] == [True, False]
 
 

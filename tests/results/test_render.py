@@ -11,7 +11,7 @@ import pytest
 from record_factory import F_VP, make_record, resolved, write_values
 
 from repro.cli import main
-from repro.results.collect import Collection, collect
+from repro.results.collect import STALE, Collection, collect
 from repro.results.records import Metric, write_record
 from repro.results.render import FORMATS, grid, notes, render
 from repro.tables import load_table
@@ -44,7 +44,7 @@ def test_markdown(small: Collection) -> None:
         ]
     ).replace("2.35†", f"{2.345:.2f}†".ljust(5))
     assert text.splitlines()[0] == "- Caption."
-    assert "- stale: made by other sources of repro: e/cifar10-cond-vp." in text
+    assert f"- {STALE}: e/cifar10-cond-vp." in text
 
 
 def test_latex(small: Collection) -> None:
