@@ -246,6 +246,7 @@ def correlations(curves: Sequence[Curve]) -> dict[str, float]:
 def draw(curves: Sequence[Curve]) -> Figure:
     """Coefficients by skip, norms by part, and norms, gradient, gain and loss over training."""
     from matplotlib.figure import Figure  # heavy
+    from matplotlib.ticker import FuncFormatter
 
     if not curves:
         raise UsageError("no cell to draw")
@@ -277,8 +278,11 @@ def draw(curves: Sequence[Curve]) -> Figure:
         axes.grid(True, which="both", linewidth=0.3, alpha=0.6)
     for axes in (panels[0][0], panels[0][1]):
         axes.xaxis.get_major_locator().set_params(integer=True)
-    figure.suptitle(", ".join(dict.fromkeys(curve.cell.rsplit("/", 2)[0] for curve in curves)), fontsize=11)
+    tables, columns = (dict.fromkeys(curve.cell.rsplit("/", 2)[at] for curve in curves) for at in (0, 2))
+    figure.suptitle(f"{', '.join(tables)}: {', '.join(columns)}", fontsize=11)
     panels[0][0].set_yscale("log")
+    for set_formatter in (panels[0][0].yaxis.set_major_formatter, panels[0][0].yaxis.set_minor_formatter):
+        set_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     panels[0][0].legend(fontsize=8)
     return figure
 
