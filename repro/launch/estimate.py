@@ -101,21 +101,14 @@ def work(job: Job, folders: Folders | None = None) -> Work:
         resolved = request.resolve()
         resolved = (resolved.preview() if preview else None) or resolved
         calls = count * nfe(resolved) * resolved.evaluation.args["num_samples"]
-        sampled += calls * (forward + _guiding(resolved, forward))
+        guide = resolved.evaluation.args["guide"]
+        guiding = network(guide.args["trajectory"].args["denoiser"])[0] if guide is not None else 0.0
+        sampled += calls * (forward + guiding)
     return Work(
         train_flops=3 * forward * max(0, max(times) - done) * trained,
         evaluation_flops=sampled,
         disk_bytes=4 * parameters * (len(times) * len(profiles) + 2 * (3 + len(profiles))) * trained,
     )
-
-
-def _guiding(resolved: Resolved, forward: float) -> float:
-    """FLOPs that guidance adds to a call: those of the guide, or of the network itself without its labels."""
-    guide, sampler = resolved.evaluation.args["guide"], resolved.evaluation.args["sampler"]
-    if guide is not None:
-        return network(guide.args["trajectory"].args["denoiser"])[0]
-    unguided = 0.0 if sampler.name == "dpmpp_sampler" else 1.0
-    return forward if sampler.args.get("guidance", unguided) != unguided else 0.0
 
 
 def network(denoiser: Node) -> tuple[float, int]:
@@ -125,7 +118,8 @@ def network(denoiser: Node) -> tuple[float, int]:
 
 
 def nfe(resolved: Resolved) -> int:
-    """Denoiser calls an image of a cell's sampler; of an adaptive one a rough figure."""
+    """Denoiser calls an image of a cell's sampler, of an adaptive one roughly; a guided step has two, and a guide's own
+    calls do not count."""
     sampler = resolved.evaluation.args["sampler"]
 
     def count() -> int:
