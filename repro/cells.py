@@ -123,11 +123,7 @@ class Resolved:
             guide = guide.replace(trajectory=guide.args["trajectory"].replace(denoiser=other))
             check_guide(net, other)
         build(self.evaluation.replace(guide=guide))
-        sampler = build(args["sampler"])
-        check_sampler(args["sampler"].name, sampler)
-        check = getattr(getattr(sampler, "func", sampler), "CHECK", None)
-        if check is not None:
-            check(net, **getattr(sampler, "keywords", {}))
+        check_sampler(args["sampler"].name, build(args["sampler"]), net)
         return True
 
     def with_imported(self, *sha256: str) -> Resolved:

@@ -27,7 +27,6 @@ def add(verbs: Any) -> None:
         "repro plan edm/table2 edm/table3 --cluster example-gpu",
     )  # fmt: skip
     verb.add_argument("--all", action="store_true", help="every table of every paper")
-    verb.set_defaults(verb_has_all=True)
     _tables(verb)
     verb.add_argument("--cluster", metavar="NAME", help="a profile of slurm/, or a Gin file (default: one GPU)")
     add_json(verb)
@@ -37,7 +36,7 @@ def add(verbs: Any) -> None:
         "repro submit edm/table2 --cluster example-gpu --dry-run",
     )  # fmt: skip
     _tables(verb)
-    verb.set_defaults(all=False, verb_has_all=False)
+    verb.set_defaults(all=None)  # the verb has no --all
     verb.add_argument("--cluster", required=True, metavar="NAME", help="a profile of slurm/, or a Gin file")
     verb.add_argument("--dry-run", action="store_true", help="print the batch scripts and submit nothing")
     verb.add_argument("--retry", action="store_true", help="submit again what failed or was cancelled")

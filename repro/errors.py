@@ -34,3 +34,10 @@ class CheckFailed(ReproError):
     """A check ran to its end and found numbers that moved."""
 
     exit_code = 1
+
+
+def positive(name: str, value: float) -> float:
+    """The same value. UsageError, which names it, where it is not above 0."""
+    if not value > 0:
+        raise UsageError(f"{name} must be above 0, not {value:g}")
+    return value

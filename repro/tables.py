@@ -111,8 +111,8 @@ class Table:
                     file = f"{self.name}/{name}.gin"
                     if kind == "row" and (assets.gin_dir() / file).is_file():
                         raise UsageError(
-                            f"gin/{file} is there, but [rows.{name}] is not in "
-                            f"tables/{self.name.replace('/', '_', 1)}.toml: a row needs both"
+                            f"gin/{file} is there, but [rows.{name}] is not in tables/{_file_name(self.name)}: a row "
+                            "needs both"
                         )
                     raise UsageError(f"table {self.name} has no {kind} {name!r}{suggest(name, known)}")
         return [c for c in self.cells if c.row in (rows or self.rows) and c.column in (columns or self.columns)]
@@ -133,7 +133,7 @@ def load_table(name: str) -> Table:
             options = " ".join(f"--{part} {one}" for part, one in zip(("rows", "columns"), rest, strict=False))
             raise UsageError(f"{name!r} is no table but a part of one: {table} {options}")
         raise UsageError(f"no table {name!r}{suggest(name, table_names())} (`repro list` shows all)")
-    file = assets.tables_dir() / f"{name.replace('/', '_', 1)}.toml"
+    file = assets.tables_dir() / _file_name(name)
     try:
         return _table(name, tomllib.loads(file.read_text(encoding="utf-8")))
     except KeyError as error:
@@ -174,6 +174,10 @@ def _table(name: str, data: dict[str, Any]) -> Table:
         reference_file=data.get("reference_file", ""),
         paper_only=paper_only,
     )
+
+
+def _file_name(table: str) -> str:
+    return f"{table.replace('/', '_', 1)}.toml"
 
 
 def _label(row: str, spec: dict[str, Any]) -> str:

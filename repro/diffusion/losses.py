@@ -9,7 +9,7 @@ from torch import Tensor
 
 from repro.diffusion import schedules
 from repro.diffusion.draws import Draws
-from repro.errors import UsageError
+from repro.errors import positive
 
 Augment = Callable[[Tensor, Draws], tuple[Tensor, Tensor]]
 
@@ -84,9 +84,7 @@ class EDMLoss(DenoisingLoss):
 
     def __init__(self, P_mean: float = -1.2, P_std: float = 1.2, sigma_data: float = 0.5) -> None:
         self.P_mean = P_mean
-        if not P_std > 0:
-            raise UsageError(f"{type(self).__name__}.P_std must be above 0, not {P_std:g}")
-        self.P_std = P_std
+        self.P_std = positive(f"{type(self).__name__}.P_std", P_std)
         self.sigma_data = sigma_data
 
     def sample_sigma(self, num_images: int, draws: Draws) -> Tensor:

@@ -110,8 +110,8 @@ class _CountingDenoiser:
         return x / (1 + sigma**2)
 
 
-def check_sampler(name: str, sampler: Callable[..., Tensor]) -> None:
-    """UsageError where a (bound) sampler cannot run with its settings, whatever the network."""
+def check_sampler(name: str, sampler: Callable[..., Tensor], net: object) -> None:
+    """UsageError where a (bound) sampler cannot run with its settings, or asks for what a denoiser has not."""
     told = getattr(sampler, "keywords", {})
     low, high = told.get("sigma_min"), told.get("sigma_max")
     if low is not None and high is not None and not 0 <= low < high:
@@ -120,6 +120,9 @@ def check_sampler(name: str, sampler: Callable[..., Tensor]) -> None:
         count_nfe(sampler)
     except (ArithmeticError, RuntimeError, TypeError, ValueError) as error:
         raise UsageError(f"{name} cannot run with its settings: {error}") from error
+    check = getattr(getattr(sampler, "func", sampler), "CHECK", None)
+    if check is not None:
+        check(net, **told)
 
 
 def is_adaptive(sampler: Callable[..., Tensor]) -> bool:

@@ -4,14 +4,7 @@ from __future__ import annotations
 
 import math
 
-from repro.errors import UsageError
-
-
-def positive(name: str, value: float) -> float:
-    """The same value. UsageError where it is not above 0."""
-    if not value > 0:
-        raise UsageError(f"{name} must be above 0, not {value:g}")
-    return value
+from repro.errors import positive
 
 
 class LinearRampup:

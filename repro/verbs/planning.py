@@ -44,9 +44,8 @@ def plan(options: argparse.Namespace) -> int:
 
 def chosen_tables(options: argparse.Namespace) -> list[str]:
     """The tables of a command line, each once: those named, or all."""
-    if bool(options.tables) == options.all:
-        both = " and not both" if options.all else ""
-        other = f", or --all{both}" if options.verb_has_all else ""
+    if bool(options.tables) == bool(options.all):
+        other = {True: ", or --all and not both", False: ", or --all", None: ""}[options.all]
         raise UsageError(f"name tables, such as edm/table2{other}")
     names = list(dict.fromkeys(options.tables or table_names()))
     for name in names:
@@ -155,9 +154,8 @@ def render(facts: dict[str, Any], name: str | None, cluster: Cluster) -> str:
     lines = [tabulate(rows, header, tablefmt="simple", colalign=right, disable_numparse=True)]
     total = facts["total"]
     each = cluster.gpus(cluster.nodes)
-    unit = ("GPU" if cluster.gpus_per_node else "process") + (
-        "" if each == 1 else "s" if cluster.gpus_per_node else "es"
-    )
+    one, several = ("GPU", "GPUs") if cluster.gpus_per_node else ("process", "processes")
+    unit = one if each == 1 else several
     jobs = f"{cluster.array_parallelism} jobs of {each} {unit} at a time in an array"
     where = f"on {name}: {jobs}" if name else "on one GPU"
     lines.append(
