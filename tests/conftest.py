@@ -8,6 +8,8 @@ import shutil
 import tempfile
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Hundreds of processes import torch here: under this setting of many images each would compile its modules anew.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 if "PYTEST_XDIST_WORKER" not in os.environ:  # its workers share the cache of the process that started them
     os.environ["REPRO_CACHE"] = tempfile.mkdtemp(prefix="repro-cache-")
     atexit.register(shutil.rmtree, os.environ["REPRO_CACHE"], ignore_errors=True)

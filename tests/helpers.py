@@ -110,13 +110,8 @@ def snapshot_bytes(runs: Path) -> dict[str, bytes]:
 
 
 def environment() -> dict[str, str]:
-    """For child processes: this clone, one thread, and compiled modules kept for the next child."""
-    changed = {
-        "PYTHONPATH": str(assets.PACKAGE.parent),
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPYCACHEPREFIX": str(scratch() / "pyc"),
-        "PYTHONDONTWRITEBYTECODE": "",
-    }
+    """For child processes: this clone and one thread."""
+    changed = {"PYTHONPATH": str(assets.PACKAGE.parent), "OMP_NUM_THREADS": "1"}
     own = {k: v for k, v in os.environ.items() if not k.startswith("REPRO_") or k == "REPRO_CACHE"}
     return {**own, **changed}
 
