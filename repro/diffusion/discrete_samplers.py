@@ -60,27 +60,41 @@ def ancestral_step(moments: Moments, t: Tensor, noise: Tensor) -> Tensor:
 
 
 def ddim_step(process: Process, x0: Tensor, x_t: Tensor, t: Tensor, noise: Tensor, eta: float = 0.0) -> Tensor:
-    """x_{t-1} from the predicted image (Song et al. 2021, Equation 12); at eta 1 as noisy as the ancestral one."""
-    abar, previous = process.abar, process.abar_prev
+    """x_{t-1} from the predicted image (Song et al. 2021, Equation 12); at eta 1 as noisy as the ancestral one.
+
+    In float32 from abar on, as published: at the first steps 1 - abar has few digits there.
+    """
+    abar, previous = gather(process.abar, t, x_t), gather(process.abar_prev, t, x_t)
     sd = eta * ((1 - previous) / (1 - abar)).sqrt() * (1 - abar / previous).sqrt()
-    epsilon = epsilon_from_x0(process, x_t, t, x0)
-    direction = (1 - previous - sd.square()).clamp(min=0).sqrt()
-    mean = gather(previous.sqrt(), t, x_t) * x0 + gather(direction, t, x_t) * epsilon
+    mean = previous.sqrt() * x0 + (1 - previous - sd.square()).sqrt() * epsilon_from_x0(process, x_t, t, x0)
     alive = (t != 0).to(noise).reshape(-1, *[1] * (noise.ndim - 1))
-    return mean + alive * gather(sd, t, x_t) * noise
+    return mean + alive * sd * noise
 
 
 def ddim_reverse_step(process: Process, x0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
     """x_{t+1} from the predicted image: the deterministic step of `ddim_step` towards more noise."""
-    epsilon = epsilon_from_x0(process, x_t, t, x0)
-    following = process.abar_next
-    return gather(following.sqrt(), t, x_t) * x0 + gather((1 - following).sqrt(), t, x_t) * epsilon
+    following = gather(process.abar_next, t, x_t)
+    return following.sqrt() * x0 + (1 - following).sqrt() * epsilon_from_x0(process, x_t, t, x0)
 
 
 Step = Callable[[Process, Moments, Tensor, Tensor, Tensor], Tensor]
+"""(process, its moments, x_t, t, noise) -> x_{t-1}."""
 
 
-def _sample(
+def ancestral(process: Process, moments: Moments, x_t: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+    """The `Step` of ancestral sampling."""
+    return ancestral_step(moments, t, noise)
+
+
+def ddim(eta: float) -> Step:
+    """The `Step` of DDIM sampling. UsageError where eta is not in 0 ... 1: beyond, a step has no variance left."""
+    if not 0 <= eta <= 1:
+        raise UsageError(f"eta must be 0 ... 1, not {eta:g}")
+    return lambda process, moments, x_t, t, noise: ddim_step(process, moments.x0, x_t, t, noise, eta)
+
+
+@torch.no_grad()
+def sample(
     net: DiscreteDenoiser,
     latents: Tensor,
     class_labels: Tensor | None,
@@ -89,11 +103,14 @@ def _sample(
     *,
     steps: str,
     step: Step,
-    guidance: float,
-    guided_channels: int | None,
-    clip_denoised: bool,
+    guidance: float = 1.0,
+    guided_channels: int | None = GUIDED_CHANNELS,
+    clip_denoised: bool = False,
 ) -> Tensor:
-    """From unit noise to an image by `step`, from the last step of the process to the first."""
+    """From unit noise to an image by `step`, from the last step of the process to the first.
+
+    steps: those of the network's that are taken, see `spaced_steps`. The rest is that of `ancestral_sampler`.
+    """
     process = net.process.respaced(steps)
     net = net.inference()
     evaluate = _evaluator(net, class_labels, guidance, guided_channels)
@@ -138,7 +155,6 @@ def _evaluator(
     return evaluate
 
 
-@torch.no_grad()
 def ancestral_sampler(
     net: DiscreteDenoiser,
     latents: Tensor,
@@ -157,17 +173,12 @@ def ancestral_sampler(
     free guidance, 1 for none. guided_channels: image channels that are guided, at most all of them; None for all.
     clip_denoised: limit predicted images to [-1, 1], which latents are not.
     """
-
-    def step(process: Process, moments: Moments, x: Tensor, t: Tensor, noise: Tensor) -> Tensor:
-        return ancestral_step(moments, t, noise)
-
-    return _sample(
-        net, latents, class_labels, randn_like, callback, steps=str(num_steps), step=step, guidance=guidance,
+    return sample(
+        net, latents, class_labels, randn_like, callback, steps=str(num_steps), step=ancestral, guidance=guidance,
         guided_channels=guided_channels, clip_denoised=clip_denoised,
     )  # fmt: skip
 
 
-@torch.no_grad()
 def ddim_sampler(
     net: DiscreteDenoiser,
     latents: Tensor,
@@ -183,15 +194,11 @@ def ddim_sampler(
 ) -> Tensor:
     """DDIM in the steps 0, i, 2i, ... of the process; there must be a stride i that gives `num_steps` of them.
 
-    eta: noise of a step relative to the ancestral sampler's; 0 is deterministic. The other arguments are those of
+    eta: noise of a step relative to the ancestral sampler's, 0 (deterministic) to 1. The other arguments are those of
     `ancestral_sampler`. The learned variance is not used.
     """
-
-    def step(process: Process, moments: Moments, x: Tensor, t: Tensor, noise: Tensor) -> Tensor:
-        return ddim_step(process, moments.x0, x, t, noise, eta)
-
-    return _sample(
-        net, latents, class_labels, randn_like, callback, steps=f"ddim{num_steps}", step=step, guidance=guidance,
+    return sample(
+        net, latents, class_labels, randn_like, callback, steps=f"ddim{num_steps}", step=ddim(eta), guidance=guidance,
         guided_channels=guided_channels, clip_denoised=clip_denoised,
     )  # fmt: skip
 
@@ -201,10 +208,13 @@ def _evaluations(*, num_steps: int = 250, guidance: float = 1.0, **_: Any) -> in
     return num_steps * (1 if guidance == 1 else 2)
 
 
-def _check(spacing: str, net: DiscreteDenoiser, *, num_steps: int = 250, guidance: float = 1.0, **_: Any) -> None:
+def _check(
+    spacing: str, net: DiscreteDenoiser, *, num_steps: int = 250, guidance: float = 1.0, eta: float = 0.0, **_: Any
+) -> None:
     """What sampling would refuse, known before there are weights: UsageError. spacing: before the number of steps."""
     spaced_steps(net.process.total, f"{spacing}{num_steps}")
     check_guidance(net, guidance)
+    ddim(eta)
 
 
 for _sampler, _spacing in ((ancestral_sampler, ""), (ddim_sampler, "ddim")):

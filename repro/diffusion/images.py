@@ -12,11 +12,12 @@ def from_uint8(x: Tensor) -> Tensor:
 
 
 def to_uint8(x: Tensor) -> Tensor:
-    """Images, nominally in [-1, 1] -> uint8: truncation of clip(127.5 x + 128, 0, 255), computed in float64.
+    """Images, nominally in [-1, 1] -> uint8: truncation of clip(127.5 x + 128, 0, 255), any shape.
 
-    NaN has no 8-bit value and raises ValueError.
+    Computed in the sampler's precision, as published: float64 where it is (EDM), else float32 (EDM2, U-DiT), which
+    decides at the boundaries between two levels. NaN has no 8-bit value and raises ValueError.
     """
-    values = x.to(torch.float64) * 127.5 + 128
+    values = (x if x.dtype == torch.float64 else x.to(torch.float32)) * 127.5 + 128
     if torch.isnan(values).any():
         raise ValueError("images contain NaN")
     return values.clip(0, 255).to(torch.uint8)

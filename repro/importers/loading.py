@@ -73,9 +73,11 @@ def _argument(node: Node, name: str) -> Any:
 def load_exactly(net: nn.Module, node: Node, state: Mapping[str, Tensor]) -> None:
     """Load a state dict whose keys and shapes must be those of net, and whose constants have the values of net.
 
-    ValueError names the first key that is missing, left over, of another shape or of another value.
+    Positions may be any, and are kept: a network is the same function of them. ValueError names the first key that is
+    missing, left over, of another shape or of another value.
     """
     check_names(net, {key: tuple(value.shape) for key, value in state.items()})
     for key, expected in constants(net, node).items():
-        check_constant(key, expected, state[key])
+        if key.rpartition(".")[2] != "pos_embed":
+            check_constant(key, expected, state[key])
     net.load_state_dict(state)

@@ -93,7 +93,7 @@ def timestep_features(t: Tensor, width: int = TIME_FEATURES) -> Tensor:
     t: (N,) of any dtype, may be fractional -> (N, width) float32; an odd width gets a last column of zeros.
     """
     half = width // 2
-    exponents = torch.arange(half, dtype=torch.float32, device=t.device) * (-math.log(10000) / half)
+    exponents = -math.log(10000) * torch.arange(half, dtype=torch.float32, device=t.device) / half
     angles = t.to(torch.float32)[:, None] * exponents.exp()
     return F.pad(torch.cat([angles.cos(), angles.sin()], dim=1), (0, width % 2))
 

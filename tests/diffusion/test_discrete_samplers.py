@@ -5,12 +5,14 @@ from __future__ import annotations
 import functools
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
+from repro.diffusion.discrete import Process
 from repro.diffusion.discrete_denoiser import DiscreteDenoiser
-from repro.diffusion.discrete_samplers import ancestral_sampler, ddim_sampler, guide, guided_forward
+from repro.diffusion.discrete_samplers import ancestral_sampler, ddim_sampler, ddim_step, guide, guided_forward
 from repro.diffusion.draws import StackedGenerator
 from repro.diffusion.samplers import count_nfe
 from repro.errors import UsageError
@@ -87,6 +89,29 @@ def test_ddim_without_eta_uses_no_noise() -> None:
     plain = ddim_sampler(net, latents, torch.eye(2), num_steps=10)
     assert torch.equal(plain, ddim_sampler(net, latents, torch.eye(2), lambda x: x * 1e3, num_steps=10))
     assert not torch.equal(plain, ddim_sampler(net, latents, torch.eye(2), num_steps=10, eta=1.0))
+
+
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_ddim_computes_in_float32_from_abar_on(eta: float) -> None:
+    """At t = 1 of a thousand, 1 - abar has few digits in float32, and the published code has no more."""
+    process = Process()
+    generator = torch.Generator().manual_seed(0)
+    x, noise = (torch.randn(1, 2, 3, 3, generator=generator) for _ in range(2))
+    t, x0 = torch.tensor([1]), x.clamp(-1, 1)
+    one, abar, previous = (np.float32(value) for value in (1, process.abar[1], process.abar[0]))
+    recip, recipm1 = (np.float32(v) for v in ((1 / process.abar[1]).sqrt(), (1 / process.abar[1] - 1).sqrt()))
+    epsilon = (recip * x.numpy() - x0.numpy()) / recipm1
+    sd = np.float32(eta) * np.sqrt((one - previous) / (one - abar)) * np.sqrt(one - abar / previous)
+    mean = np.sqrt(previous) * x0.numpy() + np.sqrt(one - previous - sd**2) * epsilon
+    found = ddim_step(process, x0, x, t, noise, eta).numpy()
+    np.testing.assert_allclose(found, mean + sd * noise.numpy(), rtol=2e-6, atol=2e-7)
+
+
+def test_ddim_with_more_noise_than_a_step_has_is_refused() -> None:
+    with pytest.raises(UsageError, match="eta must be 0 ... 1, not 1.5"):
+        ddim_sampler(DiscreteDenoiser(KnownData()), torch.zeros(1, 4, 4, 4), torch.eye(2)[:1], num_steps=10, eta=1.5)
+    with pytest.raises(UsageError, match="eta must be"):
+        ddim_sampler.CHECK(DiscreteDenoiser(KnownData()), num_steps=10, eta=-1.0)
 
 
 def test_guidance_moves_the_first_three_channels_alone() -> None:

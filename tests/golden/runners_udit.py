@@ -145,7 +145,12 @@ def run_time_features(case: Case) -> None:
     case.check("emb", features)
 
 
-NETWORKS = ["U_DiT", "DiT", *(f"DiT-{s}/{p}" for s in dit.SIZES for p in dit.PATCHES), *(f"U-DiT-{s}" for s in "SBL")]
+NETWORKS = [
+    "U_DiT",
+    "DiT",
+    *(name.format(s, p) for s in dit.SIZES for p in dit.PATCHES for name in ("DiT-{}/{}", "DiT_{}_{}")),
+    *(name.format(s) for s in "SBL" for name in ("U-DiT-{}", "U_DiT_{}")),
+]
 RUNNERS: dict[tuple[str, str], Runner] = {
     **{("network", name): run_network for name in NETWORKS},
     ("network", "DownSample_Attn"): run_parts(attention),

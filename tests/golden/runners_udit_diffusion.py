@@ -13,7 +13,15 @@ from repro.diffusion import discrete
 from repro.diffusion.discrete import Moments, Prediction, Process, Variance
 from repro.diffusion.discrete_denoiser import DiscreteDenoiser
 from repro.diffusion.discrete_losses import LossKind, training_terms
-from repro.diffusion.discrete_samplers import ancestral_sampler, ancestral_step, ddim_reverse_step, ddim_step
+from repro.diffusion.discrete_samplers import (
+    Step,
+    ancestral,
+    ancestral_step,
+    ddim,
+    ddim_reverse_step,
+    ddim_step,
+    sample,
+)
 from repro.training import ema
 from repro.training.ema import ConstantEMA
 
@@ -134,11 +142,14 @@ def run_ancestral(case: Case) -> None:
         case.check(name, found[name].expand_as(case.input("x")))
 
 
+def eta_of(case: Case) -> float:
+    return float(case.meta.get("eta", case.config.get("eta", 0.0)))
+
+
 def run_ddim(case: Case) -> None:
     made = create(case.config)
     x0, x, t = moments_of(case, made).x0, case.input("x"), case.input("t")
-    eta = case.meta.get("eta", case.config.get("eta", 0.0))
-    case.check("sample", ddim_step(made.process, x0, x, t, case.input("noise"), eta))
+    case.check("sample", ddim_step(made.process, x0, x, t, case.input("noise"), eta_of(case)))
     if "pred_xstart" in case.outputs:
         case.check("pred_xstart", x0)
 
@@ -151,8 +162,12 @@ def run_ddim_reverse(case: Case) -> None:
         case.check("pred_xstart", x0)
 
 
-def run_loop(case: Case) -> None:
-    """The whole sampler, which takes evenly spaced steps only."""
+def run_loop(step: Callable[[Case], Step]) -> Runner:
+    """A runner for a whole sampler, of which `step` makes the step."""
+    return lambda case: _run_loop(case, step(case))
+
+
+def _run_loop(case: Case, step: Step) -> None:
     config = case.config
     net = DiscreteDenoiser(
         AnalyticModel(config.get("learn_sigma", True)),
@@ -161,11 +176,11 @@ def run_loop(case: Case) -> None:
         "x0" if config.get("predict_xstart") else "epsilon",
         "fixed_small" if config.get("sigma_small") else "fixed_large",
     )
-    steps = int(config["timestep_respacing"] or config.get("diffusion_steps", 1000))
+    steps = config.get("timestep_respacing", "")
     noise = RecordedNoise(case.input("draws"))
     clip = case.meta["clip_denoised"]
-    case.check("sample", ancestral_sampler(net, case.input("z"), None, noise, num_steps=steps, clip_denoised=clip))
-    assert noise.calls == steps
+    case.check("sample", sample(net, case.input("z"), None, noise, None, steps=steps, step=step, clip_denoised=clip))
+    assert noise.calls == len(net.process.respaced(steps))
 
 
 def run_ema(case: Case) -> None:
@@ -186,6 +201,7 @@ RUNNERS: dict[tuple[str, str], Runner] = {
     ("sampler", "p_sample"): run_ancestral,
     ("sampler", "ddim_sample"): run_ddim,
     ("sampler", "ddim_reverse_sample"): run_ddim_reverse,
-    ("sampler", "p_sample_loop"): run_loop,
+    ("sampler", "p_sample_loop"): run_loop(lambda case: ancestral),
+    ("sampler", "ddim_sample_loop"): run_loop(lambda case: ddim(eta_of(case))),
     ("ema", "update_ema"): run_ema,
 }

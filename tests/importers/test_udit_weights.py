@@ -53,6 +53,15 @@ def test_the_average_is_taken_where_there_is_one(wrapped: bool) -> None:
     assert all(torch.equal(value, given[key]) for key, value in net.state_dict().items())
 
 
+def test_positions_of_a_published_dit_are_kept_whatever_they_are() -> None:
+    config = {"input_size": 8, "patch_size": 4, "hidden_size": 8, "depth": 1, "num_heads": 2, "num_classes": 5}
+    given = {
+        key: torch.randn_like(value) for key, value in importer.describe("DiT", config).build().state_dict().items()
+    }
+    net = importers.build("udit", "DiT", config, given)
+    assert torch.equal(net.state_dict()["pos_embed"], given["pos_embed"])
+
+
 def test_names_of_the_development_variant() -> None:
     given = state()
     names = {released: development for development, released in importer.DEVELOPMENT.items()}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -80,6 +81,13 @@ def test_time_features_by_hand() -> None:
     expected = [math.cos(3), math.cos(3 * rate), math.sin(3), math.sin(3 * rate), 0]
     assert features[0].tolist() == pytest.approx(expected, abs=1e-6)
     assert timestep_features(torch.tensor([2.5])).shape == (1, 256)
+
+
+def test_time_features_are_the_float32_ones_for_any_width() -> None:
+    """Where half the width is no power of two, the order of the operations shows at large t."""
+    exponents = np.float32(-math.log(10000)) * np.arange(48, dtype=np.float32) / np.float32(48)
+    angles = 999 * torch.from_numpy(exponents).exp()
+    torch.testing.assert_close(timestep_features(torch.tensor([999]), 96)[0, :48], angles.cos(), rtol=0, atol=1e-6)
 
 
 def test_attention_is_the_textbooks() -> None:

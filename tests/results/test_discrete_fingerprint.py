@@ -62,7 +62,7 @@ FAULTS = [
     Fault("labels: none", GUIDED, discrete_denoiser.DiscreteDenoiser, "_classes", ", self.label_dim)", ", 0)"),
     Fault("sampler: scale", GUIDED, discrete_samplers, "guide", "scale * (c - u)", "1.01 * scale * (c - u)"),
     Fault("sampler: channels", GUIDED, discrete_samplers, "_evaluator", "min(guided_channels, net", "(net"),
-    Fault("sampler: told", DIT, discrete_samplers, "_sample", "process.timesteps[t]", "t"),
+    Fault("sampler: told", DIT, discrete_samplers, "sample", "process.timesteps[t]", "t"),
     Fault("sampler: sd", DIT, discrete_samplers, "ancestral_step", "0.5 * moments", "0.505 * moments"),
     Fault("sampler: last noise", DIT, discrete_samplers, "ancestral_step", "(t != 0)", "(t >= 0)"),
     Fault("ema: length", DIT, ema.ConstantEMA, "beta", "self.length_nimg", "(1.01 * self.length_nimg)"),
