@@ -190,16 +190,27 @@ def first_difference(ours: Any, theirs: Any) -> str:
     """Where two networks, each as class and arguments, differ in words; '' where they agree. ours: the cell's."""
     if ours["class"] != theirs.get("class"):
         return f"its network is {theirs.get('class')}, the cell's is {ours['class']}"
-    for key, value in ours["args"].items():
-        if key not in theirs["args"]:
+    own, others = _written_out(ours), _written_out(theirs)
+    for key, value in own.items():
+        if key not in others:
             return f"it does not tell {ours['class']}.{key}; import it anew"
-        other = theirs["args"][key]
+        other = others[key]
         if isinstance(value, dict) and isinstance(other, dict):
             if found := first_difference(value, other):
                 return found
         elif key not in NOT_SAMPLED and value != other:
             return f"its {ours['class']}.{key} is {other!r}, the cell's is {value!r}"
     return ""
+
+
+def _written_out(network: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of a network, those in numbers that None leaves to others: published files tell None, rows a number."""
+    args = dict(network["args"])
+    if network["class"] == "EDM2UNet" and (levels := args.get("channel_mult")):
+        for key, value in (("channel_mult_noise", levels[0]), ("channel_mult_emb", max(levels))):
+            if key in args and args[key] is None:
+                args[key] = value
+    return args
 
 
 def _described(value: Any) -> Any:

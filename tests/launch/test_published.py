@@ -23,6 +23,7 @@ from repro.cli import main
 from repro.errors import MissingPrerequisite, UsageError
 from repro.importers import folders as imported_folders
 from repro.importers.checkpoints import edm2_name
+from repro.importers.importing import import_file
 from repro.importers.nodes import as_json
 from repro.launch.clean import survey
 from repro.launch.plan import check_prerequisites, make_plan
@@ -35,6 +36,7 @@ from repro.published import (
     find_imported,
     import_commands,
     imported_for,
+    misfit,
     read_imported,
 )
 from repro.results.records import read_all
@@ -195,6 +197,31 @@ def test_time_and_average_must_be_the_cells() -> None:
         other.network["args"] = {**other.network["args"], "img_resolution": 8, "M": 7}
         with pytest.raises(UsageError, match=r"x\.pkl does not belong to .*its \w+\.\w+ is [78], the cell's is"):
             check_fits(resolve(find_cell(cell)), other)
+
+
+def test_widths_that_a_published_file_leaves_to_the_network_are_the_cells() -> None:
+    """Published EDM2 files tell None for the widths of features and embedding; rows have a number."""
+    name = "edm2/table1/g/imagenet512"
+    resolved = resolve(find_cell(name))
+    for width, message in ((None, ""), (4, ""), (3, "EDM2UNet.channel_mult_emb is 3, the cell's is 4")):
+        one = given(name)
+        inner = one.network["args"]["model"]["args"]
+        inner |= {"channel_mult_emb": width, "channel_mult_noise": 1}
+        assert message in misfit(resolved.trajectory.args["denoiser"], None, None, one)
+        if not message:
+            check_fits(resolved, one)
+
+
+def test_a_file_as_the_authors_pickle_it_fits_its_cell(tmp_path: Path) -> None:
+    file = Path(__file__).parent.parent / "golden" / "cases" / "checkpoints" / "edm2_latent_cond-2147483-0.050.pkl"
+    one, _ = import_file(file, tmp_path / "imported")
+    sizes = {"model_channels": 4, "channel_mult": [1, 2], "channel_mult_emb": 2, "num_blocks": 1}
+    sizes |= {"attn_resolutions": [4], "channels_per_head": 4}
+    changed = ["RESOLUTION = 8", "LABEL_DIM = 6", "imagenet512/Latents.num_classes = 6", "PostHocEMA.std = 0.050"]
+    changed += ["EDM2Precond.logvar_channels = 16", *(f"EDM2UNet.{key} = {value}" for key, value in sizes.items())]
+    check_fits(resolve(find_cell("edm2/table1/g/imagenet512"), "full", changed), one)
+    with pytest.raises(UsageError, match=r"EDM2UNet\.num_blocks is 1, the cell's is 2"):
+        check_fits(resolve(find_cell("edm2/table1/g/imagenet512"), "full", [*changed, "EDM2UNet.num_blocks = 2"]), one)
 
 
 def test_guided_cells_need_both_networks(tmp_path: Path) -> None:
