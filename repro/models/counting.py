@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from repro.models.dit import DiT
+from repro.models.edm2_layers import MPConv
 from repro.models.udit import UDiT, fused
 
 
@@ -116,8 +117,13 @@ class Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return output.numel() * (self._OUTPUTS.get(name) or int(name in self._ELEMENTWISE))
 
 
-def operations(call: Callable[[], Any]) -> int:
-    """Operations of a call on meta tensors, see `Operations`."""
+def operations(net: nn.Module, *inputs: Any) -> int:
+    """Operations of a forward pass on meta tensors, see `Operations`.
+
+    To a unit norm and its gain ours brings a weight in one multiplication, the published code in a division and a
+    multiplication: both are counted.
+    """
     with torch.device("meta"), torch.no_grad(), Operations() as counter:
-        call()
-    return counter.total
+        net(*inputs)
+    normalized = (m for m in net.modules() if isinstance(m, MPConv) and m.weights != "plain")
+    return counter.total + sum(module.weight.numel() for module in normalized)

@@ -37,7 +37,7 @@ def count(resolved: Resolved) -> dict[str, float]:
     parameters = sum(p.numel() for p in net.parameters() if p.requires_grad)
     if not isinstance(net, DiscreteDenoiser):
         called = net.model if isinstance(net, Precond) else net  # of EDM's the network alone
-        return {"Mparams": parameters / 1e6, "Gflops": operations(lambda: called(*_inputs(net))) / 1e9}
+        return {"Mparams": parameters / 1e6, "Gflops": operations(called, *_inputs(net)) / 1e9}
     if not is_countable(net.model):
         return {"Mparams": parameters / 1e6}
     found = cost(lambda: net.model)
@@ -45,8 +45,9 @@ def count(resolved: Resolved) -> dict[str, float]:
 
 
 def _inputs(net: Any) -> tuple[Any, ...]:
-    """One image, its noise level and its label."""
+    """One image, its noise level and its label, on the meta device."""
     import torch
 
-    labels = torch.empty(1, net.label_dim) if net.label_dim else None
-    return torch.empty(1, net.img_channels, net.img_resolution, net.img_resolution), torch.empty(1), labels
+    with torch.device("meta"):
+        labels = torch.empty(1, net.label_dim) if net.label_dim else None
+        return torch.empty(1, net.img_channels, net.img_resolution, net.img_resolution), torch.empty(1), labels
