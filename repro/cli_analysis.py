@@ -66,7 +66,7 @@ def _ema(verbs: Any) -> None:
     verb.add_argument("cell", metavar="CELL")
     verb.add_argument(
         "--std", nargs="+", required=True, metavar="STD",
-        help="lengths: 0.1, 0.05..0.25 (nine of them), 0.05..0.25..0.01 (in steps); several, or with commas",
+        help="lengths: 0.1, 0.05..0.25 (nine of them), 0.05..0.25..0.01 or 0.05,0.06,...,0.25 (in steps); several",
     )  # fmt: skip
     add_computing(verb)
     add_json(verb)

@@ -111,39 +111,3 @@ def _products(times: Array, stds: Array, target_times: Array, target_stds: Array
 
 def _gammas(stds: Array) -> Array:
     return np.array([gamma_from_std(float(std)) for std in stds], dtype=np.float64)
-
-
-def parse_stds(text: str) -> list[float]:
-    """`0.05,0.1` as numbers; `0.010,0.015,...,0.250` is filled in arithmetically.
-
-    Raises:
-        UsageError: no list of numbers, a width out of range, or dots whose step does not divide the gap (to 1e-4).
-    """
-    items = [item.strip() for item in text.split(",")]
-    values: list[float] = []
-    for index, item in enumerate(items):
-        if item == "...":
-            if len(values) < 2 or index + 1 >= len(items):
-                raise UsageError(f"{text!r}: '...' stands between two numbers and a last one: 0.010,0.015,...,0.250")
-            values += _fill(values[-2], values[-1], _number(items[index + 1], text), text)
-        else:
-            values.append(_number(item, text))
-    for value in values:
-        gamma_from_std(value)
-    return values
-
-
-def _number(item: str, text: str) -> float:
-    try:
-        return float(item)
-    except ValueError:
-        raise UsageError(f"{text!r}: {item!r} is no number; a list is 0.05,0.10 or 0.010,0.015,...,0.250") from None
-
-
-def _fill(before: float, start: float, end: float, text: str) -> list[float]:
-    """The numbers strictly between `start` and `end` in steps of `start - before`."""
-    step = start - before
-    count = (end - start) / step if step else math.nan
-    if not count >= 1 or abs(count - round(count)) * abs(step) > 1e-4:
-        raise UsageError(f"{text!r}: steps of {step:.4g} do not lead from {start:g} to {end:g}")
-    return [start + step * k for k in range(1, round(count))]

@@ -66,18 +66,24 @@ def binding(std: float) -> str:
 
 
 def lengths(words: Sequence[str]) -> list[float]:
-    """Increasing lengths from words such as `0.1`, `0.05..0.25` (nine lengths) and `0.05..0.25..0.01` (a step).
+    """Increasing lengths from words such as `0.1`, `0.05..0.25` (nine lengths), `0.05..0.25..0.01` (a step) and, as the
+    published tools have it, `0.05,0.06,...,0.25`.
 
     Raises:
         UsageError: a word of another form, a step that does not lead from one end to the other, a length outside of
             (0, 0.2887), which no average has.
     """
     found: set[float] = set()
-    for word in (part for text in words for part in text.split(",")):
+    parts = [part.strip() for text in words for part in text.split(",")]
+    for index, word in enumerate(parts):
         try:
+            if word == "...":
+                before, first, last = (float(parts[at]) for at in (index - 2, index - 1, index + 1) if at >= 0)
+                found.update(_filled(",".join(parts), first, last, first - before))
+                continue
             ends = [float(number) for number in word.split("..")]
-        except ValueError:
-            raise UsageError(f"--std {word!r}: write 0.1, 0.05..0.25, or 0.05..0.25..0.01 with a step") from None
+        except (ValueError, IndexError):
+            raise UsageError(f"--std {word!r}: write 0.1, 0.05..0.25, 0.05..0.25..0.01 or 0.05,0.06,...,0.25") from None
         if len(ends) > 3 or (len(ends) > 1 and ends[1] <= ends[0]):
             raise UsageError(f"--std {word!r}: a range is FIRST..LAST or FIRST..LAST..STEP, the first below the last")
         found.update(ends if len(ends) == 1 else _filled(word, *ends))

@@ -101,32 +101,3 @@ def test_response_of_a_profile() -> None:
     steps = np.arange(64)
     mean = (weights * steps).sum()
     assert np.sqrt((weights * (steps - mean) ** 2).sum()) / 40 == pytest.approx(0.1, rel=0.05)
-
-
-@pytest.mark.parametrize(
-    "text, values",
-    [
-        ("0.05", [0.05]),
-        ("0.05, 0.1", [0.05, 0.1]),
-        ("0.010,0.015,...,0.030", [0.01, 0.015, 0.02, 0.025, 0.03]),
-        ("0.2,0.1,...,0.1", None),
-        ("...,0.1", None),
-        ("0.1,...,0.2", None),
-        ("0.1,0.12,...", None),
-        ("0.01,0.02,...,0.055", None),
-        ("0.1,0.1,...,0.2", None),
-        ("0.1,0.3", None),
-        ("0.1;0.2", None),
-        ("", None),
-    ],
-)
-def test_lists_of_widths(text: str, values: list[float] | None) -> None:
-    if values is None:
-        with pytest.raises(UsageError):
-            power_profile.parse_stds(text)
-    else:
-        assert power_profile.parse_stds(text) == pytest.approx(values)
-
-
-def test_the_search_grid_of_the_autoguidance_paper() -> None:
-    assert len(power_profile.parse_stds("0.010,0.015,...,0.250")) == 49

@@ -26,6 +26,8 @@ def test_lengths() -> None:
     assert lengths(["0.05..0.25"]) == [0.05, 0.075, 0.1, 0.125, 0.15, 0.175, 0.2, 0.225, 0.25]
     assert lengths(["0.01..0.25..0.005"])[1:3] == [0.015, 0.02] and len(lengths(["0.01..0.25..0.005"])) == 49
     assert lengths(["0.2,0.1", "0.1"]) == [0.1, 0.2]
+    assert lengths(["0.010,0.015,...,0.250"]) == lengths(["0.01..0.25..0.005"])
+    assert lengths(["0.1", "0.15", "...", "0.25"]) == [0.1, 0.15, 0.2, 0.25]
 
 
 @pytest.mark.parametrize(
@@ -40,6 +42,12 @@ def test_lengths() -> None:
         ("0.1..0.2..nan", "a step is above 0, not nan"),
         ("0.1..0.2..0.3", "do not lead"),
         ("0.1..0.2..1e-6", "more than 100 lengths"),
+        ("0.05,0.06,...", "write 0.1"),
+        ("0.06,...,0.25", "write 0.1"),
+        ("...,0.25", "write 0.1"),
+        ("0.1,0.1,...,0.2", "a step is above 0, not 0"),
+        ("0.2,0.1,...,0.15", "a step is above 0"),
+        ("0.01,0.02,...,0.055", "do not lead"),
         ("0.29", "between 0 and 0.2887"),
         ("0", "between 0"),
         ("nan", "between 0"),
