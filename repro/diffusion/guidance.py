@@ -87,7 +87,8 @@ def edm2_sampler(
     if guide is not None:
         net = Guided(net, guide, guidance)
     low, high = max(sigma_min, net.sigma_min), min(sigma_max, net.sigma_max)
-    levels = net.round_sigma(edm_sigmas(num_steps, low, high, rho, latents.device)).to(torch.float32)
+    # In float32 from the start: its first level is a little below sigma_max, which decides where churn has its limits.
+    levels = net.round_sigma(edm_sigmas(num_steps, low, high, rho, latents.device, torch.float32)).to(torch.float32)
     times = torch.cat([levels, torch.zeros_like(levels[:1])])
     x = latents.to(torch.float32) * times[0]
     for i, (t_cur, t_next) in enumerate(itertools.pairwise(times)):

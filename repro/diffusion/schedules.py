@@ -8,19 +8,24 @@ import torch
 from torch import Tensor
 
 
-def _fractions(num_steps: int, device: torch.device | str) -> Tensor:
-    """i / (N - 1) for i = 0 ... N - 1 in float64. ValueError below two steps."""
+def _fractions(num_steps: int, device: torch.device | str, dtype: torch.dtype = torch.float64) -> Tensor:
+    """i / (N - 1) for i = 0 ... N - 1. ValueError below two steps."""
     if num_steps < 2:
         raise ValueError(f"at least 2 steps are needed, not {num_steps}")
-    return torch.arange(num_steps, dtype=torch.float64, device=device) / (num_steps - 1)
+    return torch.arange(num_steps, dtype=dtype, device=device) / (num_steps - 1)
 
 
 def edm_sigmas(
-    num_steps: int, sigma_min: float, sigma_max: float, rho: float = 7.0, device: torch.device | str = "cpu"
+    num_steps: int,
+    sigma_min: float,
+    sigma_max: float,
+    rho: float = 7.0,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float64,
 ) -> Tensor:
-    """Noise levels sigma_max ... sigma_min, evenly spaced in sigma ** (1 / rho) (Equation 5). (N,) float64."""
+    """Noise levels sigma_max ... sigma_min, evenly spaced in sigma ** (1 / rho) (Equation 5). (N,), in `dtype`."""
     high, low = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
-    levels: Tensor = (high + _fractions(num_steps, device) * (low - high)) ** rho
+    levels: Tensor = (high + _fractions(num_steps, device, dtype) * (low - high)) ** rho
     return levels
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -44,6 +45,24 @@ def test_without_guidance_it_is_edms_sampler_in_single_precision() -> None:
     ours = edm2_sampler(Gaussian(0.3), LATENTS, num_steps=16)
     assert ours.dtype == torch.float32
     torch.testing.assert_close(ours.double(), edm_sampler(Gaussian(0.3), LATENTS, num_steps=16), rtol=1e-4, atol=1e-4)
+
+
+def test_churn_has_its_limits_at_the_levels_of_single_precision() -> None:
+    """In float32 the last level is a little below 0.002, and gets no churn where that is the limit."""
+    drawn: list[Tensor] = []
+
+    def noise(x: Tensor) -> Tensor:
+        drawn.append(x)
+        return torch.zeros_like(x)
+
+    steps = 16
+    fractions = np.arange(steps, dtype=np.float32) / np.float32(steps - 1)
+    high, low = 80 ** (1 / 7), 0.002 ** (1 / 7)
+    levels = (np.float32(high) + fractions * np.float32(low - high)) ** np.float32(7)
+    within = int(((levels >= np.float32(0.002)) & (levels <= np.float32(80))).sum())
+    assert within < steps
+    edm2_sampler(Gaussian(), LATENTS, None, noise, num_steps=steps, S_churn=40, S_min=0.002, S_max=80)
+    assert len(drawn) == within
 
 
 def test_sixty_three_evaluations_by_default() -> None:
