@@ -145,18 +145,20 @@ class _UnitRows(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: torch.autograd.function.FunctionCtx, weight: Tensor, scale: float, force: bool) -> Tensor:
-        rows = weight.detach().flatten(1)
+        stored = weight.detach()
+        rows = stored.flatten(1)  # a copy where the weight is not contiguous
+        column = (-1, *[1] * (weight.ndim - 1))
         root = math.sqrt(rows.shape[1])
         rms = torch.linalg.vector_norm(rows, dim=1, keepdim=True, dtype=torch.float32).div_(root)
         divisor = rms + EPS
         if force:
-            rows.div_(divisor)
+            stored.div_(divisor.view(column))
             rms = rms / divisor
             divisor = rms + EPS
         factor = (scale / root) / divisor
         ctx.save_for_backward(weight, rms, divisor)
         ctx.factor_root = scale / root  # type: ignore[attr-defined]
-        return (rows * factor).view_as(weight)
+        return stored * factor.view(column)
 
     @staticmethod
     def backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
@@ -165,7 +167,7 @@ class _UnitRows(torch.autograd.Function):
         tiny = torch.finfo(torch.float32).tiny
         radial = torch.linalg.vecdot(g, rows)[:, None] / (rms.clamp_min(tiny) * divisor * rows.shape[1])
         factor = ctx.factor_root / divisor  # type: ignore[attr-defined]
-        return torch.addcmul(g * factor, rows, radial * factor, value=-1).view_as(weight), None, None
+        return torch.addcmul(g * factor, rows, radial * factor, value=-1).reshape(weight.shape), None, None
 
 
 class MPConv(nn.Module):

@@ -194,6 +194,13 @@ def test_forced_weights_change_in_place_where_they_are_views() -> None:
     torch.testing.assert_close(vector.view(4, 6).square().mean(1), torch.ones(4), atol=1e-3, rtol=0)
 
 
+def test_forced_weights_change_in_place_where_channels_are_last() -> None:
+    layer = MPConv(6, 4, 3)
+    layer.weight.data = layer.weight.data.mul(5).to(memory_format=torch.channels_last)
+    layer.train()(torch.ones(1, 6, 2, 2)).sum().backward()
+    torch.testing.assert_close(layer.weight.square().mean((1, 2, 3)), torch.ones(4), atol=1e-3, rtol=0)
+
+
 def test_plain_weights_start_uniform() -> None:
     weight = MPConv(50, 200, 3, weights="plain").weight
     bound = 1 / math.sqrt(450)
