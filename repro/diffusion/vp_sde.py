@@ -161,6 +161,10 @@ class VPDenoiser(nn.Module):
             raise UsageError("VPDenoiser: use_fp16 and use_bf16 exclude each other")
         if not 0 <= class_dropout <= 1:
             raise UsageError(f"VPDenoiser.class_dropout is a probability, not {class_dropout}")
+        scaling = getattr(model, "se", None)
+        if scaling is not None and not getattr(model, "long_skips", True):
+            # Published networks of this form exist, with weights that are never used; to train one is a mistake.
+            raise UsageError(f"{type(model).__name__} has no long skips here, to which {scaling.label} could apply")
         self.model = model
         self.process = make_schedule(schedule)
         self.target: Target = target

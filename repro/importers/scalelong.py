@@ -64,15 +64,15 @@ def arguments(name: str, config: Mapping[str, Any]) -> dict[str, Any]:
         left.pop("num_classes", None)
     else:
         own |= {"label_dim": max(left.pop("num_classes", -1), 0), "context_dim": 0}
-    own["skip_scaling"] = _scaling(left.pop("scalelong", 0), left.pop("kappa", 0.5), own.get("long_skips", True))
+    own["skip_scaling"] = _scaling(left.pop("scalelong", 0), left.pop("kappa", 0.5))
     if left:
         raise ValueError(f"{name} has no argument {next(iter(left))!r}")
     return own
 
 
-def _scaling(code: int, kappa: float, long_skips: bool) -> Node | None:
-    """What the published codes 0 ... 4 stand for. Without skips the constants scale nothing, and are left out."""
-    if code == 0 or (code in (1, 2) and not long_skips):
+def _scaling(code: int, kappa: float) -> Node | None:
+    """What the published codes 0 ... 4 stand for."""
+    if code == 0:
         return None
     if code == 1:
         return node_of(InverseSqrt2Scaling, {})

@@ -220,7 +220,7 @@ class LearnableScaling(SkipScaling):
         if length < self.reduction:
             raise UsageError(f"learnable scaling with reduction {self.reduction} needs as many tokens, not {length}")
         names = [""] * count if self.shared else [str(index) for index in reversed(range(count))]
-        return self._gated(names, dict.fromkeys(reversed(names), length))
+        return self._gated(names, {"": length} if self.shared else dict.fromkeys(reversed(names), length))
 
     def over_channels(self, widths: Sequence[int]) -> LongSkips:
         numbered = [str(index) for index in reversed(range(len(widths)))]

@@ -115,7 +115,7 @@ class UViT(nn.Module):
         null_class: one more row in the table of classes, for "no class".
         context_tokens, context_dim: tokens and width of a text that conditions; 0 tokens for none.
         conv: a 3x3 convolution at the end.
-        long_skips: False for decoder blocks without skips, which leaves nothing to scale.
+        long_skips: False for decoder blocks without skips. A scaling then has no effect, and `VPDenoiser` refuses it.
         skip_scaling: scaling of the long skips; None for none.
     """
 
@@ -153,8 +153,6 @@ class UViT(nn.Module):
         check_divisible("an image", [img_resolution], patch_size, "the patch")
         if label_dim and context_tokens:
             raise UsageError("a U-ViT takes classes or a text, not both: set label_dim or context_tokens to 0")
-        if skip_scaling is not None and (not long_skips or depth < 2):
-            raise UsageError(f"UViT has no long skips here, to which {skip_scaling.label} could apply")
         self.img_resolution = img_resolution
         self.in_channels = in_channels
         self.patch_size = patch_size
@@ -164,6 +162,7 @@ class UViT(nn.Module):
         self.context_dim = context_dim
         self.width = width = num_heads * head_channels
         self.count = depth // 2
+        self.long_skips = long_skips and self.count > 0
         self.extras = 1 + bool(label_dim) + context_tokens
         length = self.extras + (img_resolution // patch_size) ** 2
         self.pos_embed = small_normal(1).draw([1, length, width], 1, 1, 0.02)
@@ -198,7 +197,7 @@ class UViT(nn.Module):
         for block in self.out_blocks:
             number = len(skips)
             skip = skips.pop()
-            h = block(h, skip if self.se is None else self.se(skip, number))
+            h = block(h, skip if self.se is None or not self.long_skips else self.se(skip, number))
         pixels = self.decoder_pred(self.norm(h))[:, self.extras :]
         out: Tensor = self.final_layer(self._unpatchify(pixels))
         return out

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from repro import importers
+from repro.diffusion.vp_sde import VPDenoiser
 from repro.errors import UsageError
+from repro.importers import scalelong
 from repro.models.adm import DhariwalUNet
 from repro.models.ddpm import DDPMUNet
 from repro.models.dit import DiT
@@ -152,13 +154,28 @@ def test_networks_without_long_skips() -> None:
     with pytest.raises(UsageError, match=r"DiT has no long skips, to which constant scaling \(CS, kappa 0.5\)"):
         DiT(16, depth=1, num_heads=2, head_channels=8, skip_scaling=ConstantScaling())
     with pytest.raises(UsageError, match="UViT has no long skips here, to which 1/sqrt"):
-        UViT(16, long_skips=False, skip_scaling=InverseSqrt2Scaling())
+        VPDenoiser(UViT(16, long_skips=False, skip_scaling=InverseSqrt2Scaling()))
+    with pytest.raises(UsageError, match="UViT has no long skips here, to which learnable"):
+        VPDenoiser(UViT(16, depth=1, skip_scaling=LearnableScaling()))
     with pytest.raises(UsageError, match="needs as many tokens, not 5"):
         UViT(4, skip_scaling=LearnableScaling())
     with pytest.raises(UsageError, match="reduction must be 1 or more"):
         LearnableScaling(reduction=0)
     with pytest.raises(UsageError, match="one of sigmoid, hardsigmoid, tanh, not 'relu'"):
         LearnableScaling(gate="relu")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("code", [1, 2, 3, 4])
+@pytest.mark.parametrize("form", [{"skip": False, "depth": 3}, {"depth": 1}])
+def test_published_networks_may_have_a_scaling_that_scales_nothing(code: int, form: dict[str, Any]) -> None:
+    config = {"img_size": 16, "patch_size": 2, "embed_dim": 16, "num_heads": 2, **form}
+    given = scalelong.describe("UViT", {**config, "scalelong": code}).build()
+    plain = scalelong.describe("UViT", config).build()
+    left_over = plain.load_state_dict(given.state_dict(), strict=False).unexpected_keys
+    assert all(key.startswith("se.") for key in left_over)
+    assert bool(left_over) == (code == 3 or (code == 4 and form["depth"] > 1))
+    x = torch.randn(1, 3, 16, 16)
+    assert torch.equal(given(x, torch.tensor([0.5])), plain(x, torch.tensor([0.5])))
 
 
 LS, EACH, CS = LearnableScaling(), LearnableScaling(shared=False), ConstantScaling()
