@@ -6,8 +6,10 @@ multiple of a fixed power of two, and as long as the sums stay below 2^53 such m
 products included, hence independent of order. Mean and covariance are taken from the exact sums in double-double
 arithmetic, so that a mean that is large beside the spread costs no digits.
 
-Where the bound n max|f|^2 2^28 <= 2^53 does not hold, `StreamedMoments` goes on with the mergeable form of
-`repro.metrics.frechet.Moments`, which is as accurate but depends on the order in the last bits; `exact` says so.
+Where the bound n max|f|^2 2^28 <= 2^53 does not hold, or all features of a batch lie below 1/4, where what is dropped
+would show (those of Inception and of the digits' network exceed 1 in every image), `StreamedMoments` goes on with the
+mergeable form of `repro.metrics.frechet.Moments`, which is as accurate but depends on the order in the last bits;
+`exact` says so.
 """
 
 from __future__ import annotations
@@ -19,6 +21,8 @@ from repro.metrics.frechet import Array, Moments
 
 COARSE, FINE = 2.0**14, 2.0**32
 """Steps a unit of the two grids."""
+SMALLEST = 0.25
+"""The largest feature of a batch, below which its sums are not taken on the grids."""
 ROWS = 256
 LIMIT = 2.0**53
 """The largest number of grid steps that a float64 sum holds exactly."""
@@ -56,7 +60,7 @@ class StreamedMoments:
             return
         part = StreamedMoments()
         part.count, part.largest = len(values), float(np.abs(values).max())
-        if within_bound(part.count, part.largest):
+        if within_bound(part.count, part.largest) and (part.largest >= SMALLEST or part.largest == 0):
             part._sums = _exact_sums(values)
         else:
             part._merged = Moments()

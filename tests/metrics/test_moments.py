@@ -78,6 +78,21 @@ def test_beyond_the_bound_it_goes_on_and_says_so() -> None:
     np.testing.assert_allclose(found.mean, wide.mean(axis=0), rtol=1e-14)
 
 
+@pytest.mark.parametrize("scale", [0.1, 0.01, 1e-3, 1e-5])
+def test_small_features_keep_their_digits(scale: float) -> None:
+    values = (scale * features(200, 8, 2)).astype(np.float32)
+    found, wide = StreamedMoments(), values.astype(np.float64)
+    for start in range(0, 200, 50):
+        found.update(values[start : start + 50])
+    np.testing.assert_allclose(found.mean, wide.mean(axis=0), rtol=1e-9, atol=1e-10 * scale)
+    expected = np.cov(wide, rowvar=False)
+    np.testing.assert_allclose(found.covariance, expected, rtol=0, atol=1e-10 * expected.max())
+
+
+def test_no_features_at_all_are_exact() -> None:
+    assert streamed(np.zeros((5, 3))).exact
+
+
 def test_the_bound_is_the_written_one() -> None:
     assert within_bound(50_000, 25.0) and not within_bound(50_000, 26.0)
     assert within_bound(2**17, 15.9) and not within_bound(2**17, 16.1)
