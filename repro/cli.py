@@ -258,7 +258,7 @@ def _metric_verbs(verbs: Any) -> None:
     verb.add_argument("first", metavar="A", help=f"generated images: {what}")
     verb.add_argument("second", metavar="B", help=f"reference: {what}")
     verb.add_argument("--backends", nargs="+", metavar="NAME", help="such as own/tf1 or clean-fid/clean")
-    verb.add_argument("--n", type=_at_least(1), metavar="N", help="only the first N images of A")
+    verb.add_argument("--n", type=_at_least(1), metavar="N", help="only N random images of A, the same every time")
     verb.add_argument("--kid", action="store_true", help="also the kernel distance")
     verb.add_argument("--extrapolate", action="store_true", help="also FD at infinitely many samples")
     verb.add_argument("--no-error", action="store_true", help="leave out the standard error (block jackknife)")

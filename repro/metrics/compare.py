@@ -138,7 +138,7 @@ def compare(
         a, b: generated and reference.
         backend: a key of `BACKENDS`; None where both are statistics.
         sha256: pinned digest of the backend's weights, None for the published one.
-        limit: take the first so many images of `a`.
+        limit: take so many random images of `a`.
         error: compute the block jackknife; both sides' variances where both are images.
         kid, extrapolate: also the kernel distance (both must be images), and FD at infinitely many samples.
         progress: called with (name of a side, images done, images).
@@ -188,7 +188,9 @@ def warnings(line: Line, a: Side, b: Side, protocol_n: int = PROTOCOL_N) -> list
         if side.images is None and side.preprocessing is None and line.backend != "statistics":
             found.append(f"{side.name}: does not say by which preprocessing it was made; taken for {line.backend}'s")
     if not line.exact:
-        found.append(f"{line.backend}: features too large for exact sums: last digits depend on the order of images")
+        found.append(
+            f"{line.backend}: features too large or too small for exact sums: last digits depend on the order of images"
+        )
     return found
 
 

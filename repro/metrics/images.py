@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import itertools
 import tarfile
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
@@ -37,20 +38,34 @@ class ImageSet:
     notes: tuple[str, ...] = ()
 
     def batches(self, size: int = BATCH, limit: int | None = None) -> Iterator[Tensor]:
-        """Batches of `size`, the last one cut, of the first `limit` images (None: all).
+        """Batches of `size`, the last one smaller, of `limit` random images in their order (None: of all).
+
+        Which they are follows from the two numbers alone, as in the published tools of EDM and EDM2 at seed 0: the
+        first of a sorted folder would be those of a few classes.
 
         Raises:
             CorruptData: an unreadable image, or images of different sizes; names the first.
         """
-        left = self.count if limit is None else min(limit, self.count)
+        for _, group in itertools.groupby(self._chosen(size, limit), key=lambda pair: pair[0] // size):
+            yield torch.stack([image for _, image in group])
+
+    def _chosen(self, size: int, limit: int | None) -> Iterator[tuple[int, Tensor]]:
+        """(place among those that are chosen, image)."""
+        order = np.arange(self.count)
+        np.random.RandomState(0).shuffle(order)
+        chosen = set(order[:limit].tolist())
+        start = place = 0
         shape: tuple[int, ...] | None = None
         for batch in self.read(size):
             if shape is not None and tuple(batch.shape[1:]) != shape:
                 raise CorruptData(f"{self.name}: images of {shape} and of {tuple(batch.shape[1:])} (C, H, W)")
             shape = tuple(batch.shape[1:])
-            yield batch[:left]
-            left -= len(batch)
-            if left <= 0:
+            for index, image in enumerate(batch, start):
+                if index in chosen:
+                    yield place, image
+                    place += 1
+            start += len(batch)
+            if place == len(chosen):
                 return
 
 

@@ -135,7 +135,10 @@ def ref_make(options: argparse.Namespace) -> int:
         real=measured.kept["features"][: options.real] if options.real else None,
     )
     if not measured.exact:
-        print("note: features too large for exact sums: the last digits depend on the order of images", file=sys.stderr)
+        print(
+            "note: features too large or too small for exact sums: last digits depend on the order of images",
+            file=sys.stderr,
+        )
     return _store(reference, options)
 
 
