@@ -46,6 +46,7 @@ class Call:
     def __call__(self) -> str:
         asked = Asked()
         asked.install()
+        remove_unfinished_result()
         from repro.launch.slurm_job import run  # heavy
 
         return run(json.loads(self.text), asked)
@@ -55,6 +56,14 @@ class Call:
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(Call(self.text))
+
+
+def remove_unfinished_result() -> None:
+    """Remove what an earlier run of this job, lost with its node, left of its result: submitit writes none over it."""
+    from submitit import JobEnvironment
+
+    path = JobEnvironment().paths.result_pickle
+    path.with_suffix(path.suffix + ".save_tmp").unlink(missing_ok=True)
 
 
 BLOCKING = (
