@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -160,9 +161,12 @@ def run_schedule(case: Case) -> None:
 
 
 def run_discrete_schedule(case: Case) -> None:
-    schedule = DiscreteBetas()
+    given = {"linear_start": 0.00085, "linear_end": 0.012, "n_timestep": 1000, **case.config}
+    ends = (math.sqrt(given[key]) for key in ("linear_start", "linear_end"))
+    schedule = DiscreteBetas(torch.linspace(*ends, given["n_timestep"], dtype=torch.float64) ** 2)
     t = case.input("n").double() / schedule.steps
-    net = VPDenoiser(Analytic(1000), "stable-diffusion")
+    net = VPDenoiser(Analytic(schedule.steps), "stable-diffusion")
+    net.process = schedule
     case.check("betas", schedule.betas)
     case.check("cum_alphas", schedule.alpha(t) ** 2)
     case.check("cum_betas", schedule.sigma(t) ** 2)
@@ -328,7 +332,8 @@ def run_stability(case: Case) -> None:
         assert isinstance(net, UViT)
         state = {key: torch.from_numpy(seeded_value(key, value.shape)) for key, value in net.state_dict().items()}
         net.load_state_dict(state)
-        probe = stability.Probe(x, tau, target, delta)
+        condition = next((case.input(name) for name in ("y", "context") if f"in/{name}" in case.arrays), None)
+        probe = stability.Probe(x, tau, target, delta, condition)
         found = stability.measure(net.eval(), probe)
         case.check(f"{variant}/dec_norm", found.decoder_norms)
         case.check(f"{variant}/loss", found.loss)
