@@ -112,7 +112,7 @@ class Process:
             whole = (1 - betas(schedule, total)).cumprod(0)
             abar = whole[self.timesteps]
             one, zero = torch.ones(1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
-            self.beta = 1 - abar / torch.cat([one, abar[:-1]])  # of all steps too, as published: it costs a bit
+            self.beta = 1 - abar / torch.cat([one, abar[:-1]])  # of all steps too, as published: the last bits count
             alpha = 1 - self.beta
             self.abar = alpha.cumprod(0)
             self.abar_prev = torch.cat([one, self.abar[:-1]])
