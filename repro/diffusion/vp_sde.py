@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from repro.errors import UsageError
+from repro.models.skips import ATTRIBUTE
 from repro.models.uvit import UViT
 
 ScheduleName = Literal["linear", "stable-diffusion"]
@@ -161,7 +162,7 @@ class VPDenoiser(nn.Module):
             raise UsageError("VPDenoiser: use_fp16 and use_bf16 exclude each other")
         if not 0 <= class_dropout <= 1:
             raise UsageError(f"VPDenoiser.class_dropout is a probability, not {class_dropout}")
-        scaling = getattr(model, "se", None)
+        scaling = getattr(model, ATTRIBUTE, None)
         if scaling is not None and not getattr(model, "long_skips", True):
             # Published networks of this form exist, with weights that are never used; to train one is a mistake.
             raise UsageError(f"{type(model).__name__} has no long skips here, to which {scaling.label} could apply")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import io
-import itertools
 import tarfile
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
@@ -46,26 +45,33 @@ class ImageSet:
         Raises:
             CorruptData: an unreadable image, or images of different sizes; names the first.
         """
-        for _, group in itertools.groupby(self._chosen(size, limit), key=lambda pair: pair[0] // size):
-            yield torch.stack([image for _, image in group])
+        waiting: Tensor | None = None
+        for images in self._chosen(size, limit):
+            waiting = images if waiting is None else torch.cat([waiting, images])
+            while len(waiting) >= size:
+                yield waiting[:size]
+                waiting = waiting[size:]
+        if waiting is not None and len(waiting):
+            yield waiting
 
-    def _chosen(self, size: int, limit: int | None) -> Iterator[tuple[int, Tensor]]:
-        """(place among those that are chosen, image)."""
-        order = np.arange(self.count)
-        np.random.RandomState(0).shuffle(order)
-        chosen = set(order[:limit].tolist())
-        start = place = 0
+    def _chosen(self, size: int, limit: int | None) -> Iterator[Tensor]:
+        """Of each batch that is read the images that are chosen, which may be none."""
+        chosen = torch.ones(self.count, dtype=torch.bool)
+        if limit is not None:
+            order = np.arange(self.count)
+            np.random.RandomState(0).shuffle(order)
+            chosen[torch.from_numpy(order[limit:])] = False
+        start = 0
         shape: tuple[int, ...] | None = None
         for batch in self.read(size):
             if shape is not None and tuple(batch.shape[1:]) != shape:
                 raise CorruptData(f"{self.name}: images of {shape} and of {tuple(batch.shape[1:])} (C, H, W)")
             shape = tuple(batch.shape[1:])
-            for index, image in enumerate(batch, start):
-                if index in chosen:
-                    yield place, image
-                    place += 1
+            of_batch = chosen[start : start + len(batch)]
+            batch = batch[: len(of_batch)]
+            yield batch if of_batch.all() else batch[of_batch]
             start += len(batch)
-            if place == len(chosen):
+            if not chosen[start:].any():
                 return
 
 
